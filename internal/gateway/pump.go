@@ -1,0 +1,163 @@
+package gateway
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// pump streams a request's body to an instance while the response is read.
+// A nil pump is a request without such a body.
+type pump struct {
+	x       *exchange
+	done    chan struct{} // closed when the pump's goroutine is gone
+	stopped chan struct{} // closed to end it before it has begun
+	goOn    chan struct{} // closed at 100 Continue
+	once    sync.Once     // for goOn
+
+	// Valid after done.
+	began bool
+	err   error // nil if the whole body was sent
+}
+
+func (x *exchange) pump(c *upstreamConn) *pump {
+	p := &pump{x: x, done: make(chan struct{}), stopped: make(chan struct{}), goOn: make(chan struct{})}
+	if !expectsContinue(x.r.Header) {
+		p.proceed()
+	}
+	_ = x.rc.SetReadDeadline(x.deadline)
+	go p.run(c)
+	return p
+}
+
+// proceed lets the body flow. The server asks the client for it at the first read.
+func (p *pump) proceed() {
+	if p != nil {
+		p.once.Do(func() { close(p.goOn) })
+	}
+}
+
+func (p *pump) busy() bool {
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// end stops the pump if it still runs and returns why the body was not sent
+// as a whole, if that was the client's fault.
+func (p *pump) end(c *upstreamConn) error {
+	if p == nil {
+		return nil
+	}
+	if p.busy() {
+		close(p.stopped)
+		c.abort()
+		select {
+		case <-p.goOn:
+			// It may be reading from the client.
+			_ = p.x.rc.SetReadDeadline(aLongTimeAgo)
+		default:
+		}
+		<-p.done
+	}
+	p.x.touched = p.x.touched || p.began
+	return p.err
+}
+
+func (p *pump) run(c *upstreamConn) {
+	defer close(p.done)
+	timer := time.NewTimer(aBit)
+	defer timer.Stop()
+	select {
+	case <-p.goOn:
+	default:
+		select {
+		case <-p.goOn:
+		case <-timer.C:
+			p.proceed()
+		case <-p.stopped:
+			p.err = errors.New("the body was not asked for")
+			return
+		}
+	}
+	select {
+	case <-p.stopped:
+		p.err = errors.New("the body was not asked for")
+		return
+	default:
+	}
+	p.began = true
+	readErr, writeErr := p.send(c)
+	switch {
+	case readErr != nil:
+		// Never end a body which is not whole as if it were.
+		c.abort()
+		p.err = &badRequestError{"the request's body could not be read: " + readErr.Error()}
+		if p.x.r.Context().Err() != nil {
+			p.err = errClientGone
+		}
+	case writeErr != nil:
+		p.err = p.x.classify("sending the request's body", writeErr)
+	default:
+		// net/http watches the connection from here on; a deadline that
+		// passed would look as if the client went away.
+		_ = p.x.rc.SetReadDeadline(time.Time{})
+	}
+}
+
+func (p *pump) send(c *upstreamConn) (readErr, writeErr error) {
+	r := p.x.r
+	if r.ContentLength >= 0 {
+		n, readErr, writeErr := copyFlush(c.Conn, io.LimitReader(r.Body, r.ContentLength), func() error { return nil })
+		if readErr == nil && writeErr == nil && n != r.ContentLength {
+			readErr = io.ErrUnexpectedEOF
+		}
+		return readErr, writeErr
+	}
+	cw := chunkWriter{c.bw}
+	if _, readErr, writeErr = copyFlush(cw, r.Body, c.bw.Flush); readErr != nil || writeErr != nil {
+		return readErr, writeErr
+	}
+	return nil, cw.end(r.Trailer)
+}
+
+// chunkWriter writes each Write as a chunk.
+type chunkWriter struct{ w *bufio.Writer }
+
+func (c chunkWriter) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	var size [18]byte
+	_, _ = c.w.Write(append(strconv.AppendInt(size[:0], int64(len(p)), 16), "\r\n"...))
+	n, _ := c.w.Write(p)
+	_, err := c.w.WriteString("\r\n")
+	return n, err
+}
+
+func (c chunkWriter) end(trailer http.Header) error {
+	_, _ = c.w.WriteString("0\r\n")
+	for name, values := range trailer {
+		if hopByHop(name) || ours(name) || !validName(name) {
+			continue
+		}
+		for _, v := range values {
+			if err := writeHeader(c.w, name, v); err != nil {
+				return fmt.Errorf("trailer %s: %w", clip(name), err)
+			}
+		}
+	}
+	_, _ = c.w.WriteString("\r\n")
+	return c.w.Flush()
+}
