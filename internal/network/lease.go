@@ -49,7 +49,7 @@ func (m *Manager) make(ctx context.Context, kind sandbox.LinkKind) (*Lease, erro
 	m.mu.Lock()
 	m.leases[id] = l
 	m.mu.Unlock()
-	if err := l.build(); err != nil {
+	if err := l.build(ctx); err != nil {
 		return nil, errors.Join(
 			fmt.Errorf("network: make %s lease %s: %w", kind, id, err),
 			l.Release(context.WithoutCancel(ctx)))
@@ -57,7 +57,7 @@ func (m *Manager) make(ctx context.Context, kind sandbox.LinkKind) (*Lease, erro
 	return l, nil
 }
 
-func (l *Lease) build() error {
+func (l *Lease) build(ctx context.Context) error {
 	if err := l.write(record{Kind: l.kind}); err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (l *Lease) build() error {
 	if err := netns.Create(l.guest()); err != nil {
 		return err
 	}
-	return makeVeth(l.router(), l.guest())
+	return makeVeth(ctx, l.router(), l.guest())
 }
 
 func (l *Lease) router() string { return filepath.Join(l.dir, "router") }
@@ -136,7 +136,7 @@ func (l *Lease) addUplink(ctx context.Context) error {
 	if err := l.write(record{Kind: l.kind, Uplink: u.name}); err != nil {
 		return err
 	}
-	return l.m.host.connect(u, l.router(), ingressName(l.kind))
+	return l.m.host.connect(ctx, u, l.router(), ingressName(l.kind))
 }
 
 // Release removes the lease. It is idempotent, and after an error may be

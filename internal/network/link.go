@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -39,14 +40,17 @@ func ingressName(kind sandbox.LinkKind) string {
 	return routerName
 }
 
-// makeVeth links the two namespaces.
-func makeVeth(router, guest string) error {
+// makeVeth links the two namespaces. When an end of a pair is set up while the
+// other is, it can send at once; but the other learns of its carrier later,
+// from a worker of the kernel's, and drops all until then. So the guest's end
+// is first, the router's second, and then we wait for the guest's.
+func makeVeth(ctx context.Context, router, guest string) error {
 	peer, err := os.Open(guest)
 	if err != nil {
 		return err
 	}
 	defer peer.Close()
-	err = within(router, func(h *netlink.Handle) error {
+	return within(router, func(h *netlink.Handle) error {
 		attrs := linkAttrs(routerName)
 		attrs.HardwareAddr = gatewayMAC
 		veth := &netlink.Veth{
@@ -56,31 +60,45 @@ func makeVeth(router, guest string) error {
 		if err := h.LinkAdd(veth); err != nil {
 			return fmt.Errorf("add veth pair: %w", err)
 		}
-		return setUpGateway(h, veth)
+		return netns.Do(guest, func() error {
+			inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+			if err != nil {
+				return fmt.Errorf("open netlink: %w", err)
+			}
+			defer inside.Close()
+			if err := setUpGuest(inside); err != nil {
+				return err
+			}
+			if err := netns.Do(router, func() error { return setUpGateway(h, veth) }); err != nil {
+				return err
+			}
+			return awaitCarrier(ctx, inside, guestName)
+		})
 	})
-	if err != nil {
+}
+
+func setUpGuest(h *netlink.Handle) error {
+	if err := hardenNamespace(); err != nil {
 		return err
 	}
-	return within(guest, func(h *netlink.Handle) error {
-		lo, err := h.LinkByName("lo")
-		if err != nil {
-			return fmt.Errorf("find loopback: %w", err)
-		}
-		if err := h.LinkSetUp(lo); err != nil {
-			return fmt.Errorf("set loopback up: %w", err)
-		}
-		eth, err := h.LinkByName(guestName)
-		if err != nil {
-			return fmt.Errorf("find %s: %w", guestName, err)
-		}
-		if err := setUp(h, eth, guestIP, linkMask); err != nil {
-			return err
-		}
-		if err := h.NeighSet(neighbour(eth, gatewayIP, gatewayMAC)); err != nil {
-			return fmt.Errorf("add neighbour %s: %w", gatewayIP, err)
-		}
-		return addDefaultRoute(h, eth, gatewayIP)
-	})
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set loopback up: %w", err)
+	}
+	eth, err := h.LinkByName(guestName)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", guestName, err)
+	}
+	if err := setUp(h, eth, guestIP, linkMask); err != nil {
+		return err
+	}
+	if err := h.NeighSet(neighbour(eth, gatewayIP, gatewayMAC)); err != nil {
+		return fmt.Errorf("add neighbour %s: %w", gatewayIP, err)
+	}
+	return addDefaultRoute(h, eth, gatewayIP)
 }
 
 // makeTAP makes a persistent TAP device with one queue.
@@ -128,17 +146,8 @@ func setUpGateway(h *netlink.Handle, link netlink.Link) error {
 // sysctls, with a netlink handle of that namespace.
 func within(path string, fn func(*netlink.Handle) error) error {
 	return netns.Do(path, func() error {
-		for name, value := range map[string]string{
-			"ipv6/conf/all/disable_ipv6":     "1",
-			"ipv6/conf/default/disable_ipv6": "1",
-			"ipv4/conf/all/rp_filter":        "1",
-			"ipv4/conf/default/rp_filter":    "1",
-			"ipv4/conf/all/arp_ignore":       "1", // answer for the interface's own address only
-			"ipv4/conf/all/send_redirects":   "0",
-		} {
-			if err := setSysctl(name, value); err != nil {
-				return err
-			}
+		if err := hardenNamespace(); err != nil {
+			return err
 		}
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -147,6 +156,23 @@ func within(path string, fn func(*netlink.Handle) error) error {
 		defer h.Close()
 		return fn(h)
 	})
+}
+
+// hardenNamespace sets the sysctls of the thread's namespace.
+func hardenNamespace() error {
+	for name, value := range map[string]string{
+		"ipv6/conf/all/disable_ipv6":     "1",
+		"ipv6/conf/default/disable_ipv6": "1",
+		"ipv4/conf/all/rp_filter":        "1",
+		"ipv4/conf/default/rp_filter":    "1",
+		"ipv4/conf/all/arp_ignore":       "1", // answer for the interface's own address only
+		"ipv4/conf/all/send_redirects":   "0",
+	} {
+		if err := setSysctl(name, value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // setSysctl sets net/<name> in the thread's namespace. A kernel without IPv6

@@ -290,7 +290,8 @@ func describe(t testing.TB, ns string) string {
 			if l.Type() != "veth" && l.Type() != "tuntap" && l.Attrs().Name != "lo" {
 				continue // some kernels put tunnel devices everywhere
 			}
-			fmt.Fprintf(&b, "%s %s mtu %d %s\n", l.Attrs().Name, l.Attrs().HardwareAddr, l.Attrs().MTU, l.Attrs().Flags)
+			a := l.Attrs()
+			fmt.Fprintf(&b, "%d %s %s mtu %d %s %s\n", a.Index, a.Name, a.HardwareAddr, a.MTU, a.Flags, a.OperState)
 			addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 			if err != nil {
 				return err

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ func (h *host) free(u *uplink) {
 
 // connect makes the uplink of a router namespace and lets the guest behind
 // the named interface use it.
-func (h *host) connect(u *uplink, router, guest string) error {
+func (h *host) connect(ctx context.Context, u *uplink, router, guest string) error {
 	peer, err := os.Open(router)
 	if err != nil {
 		return err
@@ -89,7 +90,7 @@ func (h *host) connect(u *uplink, router, guest string) error {
 	if err := setUp(handle, veth, u.host, mask); err != nil {
 		return err
 	}
-	return netns.Do(router, func() error {
+	err = netns.Do(router, func() error {
 		if err := h.allowEgress(guest); err != nil {
 			return err
 		}
@@ -110,6 +111,10 @@ func (h *host) connect(u *uplink, router, guest string) error {
 		}
 		return setSysctl("ipv4/ip_forward", "1")
 	})
+	if err != nil {
+		return err
+	}
+	return awaitCarrier(ctx, handle, u.name)
 }
 
 // chooseUplinks checks the configured range, or finds a default one.

@@ -1,0 +1,250 @@
+package network_test
+
+import (
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/netns"
+	"github.com/skep-dev/skep/internal/network"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// internet is a namespace with public-looking and with private addresses that
+// the host routes to. Returned are the namespace and the host's own address
+// towards it. Only one test at a time can have it.
+func internet(t *testing.T, addresses ...string) (ns string, host net.IP) {
+	t.Helper()
+	ns = filepath.Join(t.TempDir(), "internet")
+	if err := netns.Create(ns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netns.Remove(ns); err != nil {
+			t.Error(err)
+		}
+	})
+	name := "skt" + random(4)
+	host = net.IPv4(203, 0, 113, 1)
+	err := netns.Do(ns, setLoopbackUp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(ns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "world", PeerNamespace: netlink.NsFd(fd)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(veth); err != nil {
+			t.Error(err)
+		}
+	})
+	up := func(link netlink.Link, address string) error {
+		a, err := netlink.ParseAddr(address)
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(link, a); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	}
+	if err := up(veth, host.String()+"/24"); err != nil {
+		t.Fatal(err)
+	}
+	err = netns.Do(ns, func() error {
+		world, err := netlink.LinkByName("world")
+		if err != nil {
+			return err
+		}
+		if err := up(world, "203.0.113.2/24"); err != nil {
+			return err
+		}
+		for _, a := range addresses {
+			if err := up(world, a); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		p := netip.MustParsePrefix(a)
+		dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}
+		if err := netlink.RouteAdd(&netlink.Route{Dst: dst, LinkIndex: veth.Index, Gw: net.IPv4(203, 0, 113, 2)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return ns, host
+}
+
+func setLoopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// TestEgress makes "the internet" on the host, so it is not parallel and must
+// stay the only test that does.
+func TestEgress(t *testing.T) {
+	cfg := testConfig(t)
+	const (
+		public   = "203.0.113.2"
+		resolver = "203.0.113.53"
+		metadata = "169.254.169.254"
+		private  = "10.99.77.1"
+		allowed  = "10.99.77.2"
+	)
+	cfg.AllowPrivate = []netip.Prefix{netip.MustParsePrefix(allowed + "/32")}
+	cfg.DNS = []net.IP{net.ParseIP(resolver), net.ParseIP(private)}
+	world, host := internet(t, resolver+"/32", metadata+"/32", private+"/32", allowed+"/32")
+	for _, ip := range []string{public, metadata, private, allowed} {
+		serve(t, world, ip+":80", ip)
+	}
+	serve(t, world, private+":53", "dns")
+	serve(t, "", host.String()+":0", "host")
+
+	m := manager(t, cfg)
+	open := acquire(t, m, network.Options{Kind: sandbox.LinkVeth, Egress: true})
+	other := acquire(t, m, network.Options{Kind: sandbox.LinkVeth, Egress: true})
+	closed := acquire(t, m, network.Options{Kind: sandbox.LinkVeth})
+
+	t.Run("control", func(t *testing.T) { // the world answers the host
+		for _, ip := range []string{public, metadata, private, allowed} {
+			mustReach(t, "/proc/self/ns/net", ip+":80", ip)
+		}
+	})
+	t.Run("out", func(t *testing.T) {
+		guest := open.Link().NetNS
+		mustReach(t, guest, public+":80", public)
+		mustReach(t, guest, allowed+":80", allowed)
+		mustReach(t, guest, private+":53", "dns")
+		if got := open.Link().DNS; len(got) != 2 || !got[0].Equal(cfg.DNS[0]) {
+			t.Errorf("resolvers %v, want %v", got, cfg.DNS)
+		}
+	})
+	t.Run("never", func(t *testing.T) {
+		guest := open.Link().NetNS
+		mustNotReach(t, guest, metadata+":80")
+		mustNotReach(t, guest, private+":80")
+	})
+	t.Run("closed", func(t *testing.T) {
+		mustNotReach(t, closed.Link().NetNS, public+":80")
+		mustNotReach(t, closed.Link().NetNS, private+":53")
+	})
+	t.Run("host", func(t *testing.T) {
+		// A listener on all addresses of the host, tried by each of them.
+		all := serve(t, "", "0.0.0.0:0", "host").(*net.TCPAddr)
+		addrs, err := net.InterfaceAddrs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tried := 0
+		for _, a := range addrs {
+			ip := a.(*net.IPNet).IP
+			if ip.To4() == nil || ip.IsLoopback() {
+				continue
+			}
+			tried++
+			address := netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip.To4())), uint16(all.Port)).String()
+			mustReach(t, "/proc/self/ns/net", address, "host")
+			for _, l := range []*network.Lease{open, closed} {
+				mustNotReach(t, l.Link().NetNS, address)
+			}
+			// Not even what controls the router gets in.
+			mustNotReach(t, open.Link().DialNS, address)
+		}
+		if tried < 3 {
+			t.Errorf("only %d addresses of the host tried: uplinks missing?", tried)
+		}
+	})
+	t.Run("guests", func(t *testing.T) {
+		serve(t, other.Link().NetNS, "0.0.0.0:8080", "other guest")
+		mustReach(t, other.Link().DialNS, "172.16.0.2:8080", "other guest")
+		uplink := routerUplink(t, other)
+		serve(t, other.Link().DialNS, "0.0.0.0:8081", "other router")
+		mustNotReach(t, open.Link().NetNS, uplink+":8080")
+		mustNotReach(t, open.Link().NetNS, uplink+":8081")
+		mustNotReach(t, open.Link().DialNS, uplink+":8081")
+		// Try harder: a route to the other's inside, through the host.
+		mustNotReach(t, closed.Link().NetNS, "172.16.0.2:8080")
+	})
+	t.Run("dialled still answers", func(t *testing.T) {
+		serve(t, open.Link().NetNS, "172.16.0.2:8082", "in")
+		mustReach(t, open.Link().DialNS, "172.16.0.2:8082", "in")
+	})
+	t.Run("another address", func(t *testing.T) {
+		// The guest takes a second address and speaks from there.
+		guest := open.Link().NetNS
+		err := netns.Do(guest, func() error {
+			eth, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			a, err := netlink.ParseAddr("198.51.100.7/32")
+			if err != nil {
+				return err
+			}
+			return netlink.AddrAdd(eth, a)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustReach(t, guest, public+":80", public)
+		err = netns.Do(guest, func() error {
+			d := net.Dialer{Timeout: never, LocalAddr: &net.TCPAddr{IP: net.IPv4(198, 51, 100, 7)}}
+			c, err := d.Dial("tcp4", public+":80")
+			if err == nil {
+				c.Close()
+				t.Error("connected from a spoofed address")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("released", func(t *testing.T) {
+		name := strings.Join(hostLinks(t, cfg), " ")
+		if err := open.Release(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if after := hostLinks(t, cfg); len(after) != 1 {
+			t.Errorf("uplinks before %s, after %v", name, after)
+		}
+	})
+}
+
+func routerUplink(t *testing.T, l *network.Lease) (address string) {
+	t.Helper()
+	err := netns.Do(l.Link().DialNS, func() error {
+		up, err := netlink.LinkByName("up0")
+		if err != nil {
+			return err
+		}
+		addrs, err := netlink.AddrList(up, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		address = addrs[0].IP.String()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
