@@ -1,0 +1,83 @@
+package gvisor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/google/subcommands"
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
+	"gvisor.dev/gvisor/runsc/cmd/util"
+	"gvisor.dev/gvisor/runsc/flag"
+)
+
+// Annotations with which the driver tells the sandbox process what runsc
+// would otherwise take from cgroups that it makes itself.
+const (
+	annotationMemory = "dev.skep.memory" // bytes, as the function shall see them
+	annotationCPUs   = "dev.skep.cpus"   // as the function shall see them
+)
+
+// boot is runsc's command that becomes the sandbox.
+type boot struct {
+	sentrycmd.Boot
+}
+
+// Execute implements subcommands.Command.
+func (b *boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
+	if err := setFromAnnotations(f); err != nil {
+		return util.Errorf("boot: %v", err)
+	}
+	return b.Boot.Execute(ctx, f, args...)
+}
+
+// setFromAnnotations sets boot's flags as the spec's annotations say.
+func setFromAnnotations(f *flag.FlagSet) error {
+	fd, err := strconv.Atoi(f.Lookup("spec-fd").Value.String())
+	if err != nil {
+		return fmt.Errorf("flag spec-fd: %w", err)
+	}
+	b, err := readAt(fd)
+	if err != nil {
+		return fmt.Errorf("read spec: %w", err)
+	}
+	var spec struct{ Annotations map[string]string }
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return fmt.Errorf("read spec: %w", err)
+	}
+	for annotation, name := range map[string]string{
+		annotationMemory: "total-memory",
+		annotationCPUs:   "cpu-num",
+	} {
+		if v := spec.Annotations[annotation]; v != "" {
+			if err := f.Set(name, v); err != nil {
+				return fmt.Errorf("annotation %s: %w", annotation, err)
+			}
+		}
+	}
+	return nil
+}
+
+// readAt reads a whole file from its beginning through a descriptor that
+// stays as it is: open, and at its offset.
+func readAt(fd int) ([]byte, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.NewSectionReader(descriptor(fd), 0, st.Size))
+}
+
+type descriptor int
+
+// ReadAt implements io.ReaderAt.
+func (d descriptor) ReadAt(p []byte, off int64) (int, error) {
+	n, err := unix.Pread(int(d), p, off)
+	if err == nil && n < len(p) {
+		err = io.ErrUnexpectedEOF
+	}
+	return max(n, 0), err
+}

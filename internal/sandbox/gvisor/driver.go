@@ -1,0 +1,57 @@
+// Package gvisor runs functions in gVisor: a kernel of their own, written in
+// Go, in a process that is allowed very little on the host. It needs no
+// hardware virtualisation.
+//
+// gVisor's runsc is part of our own executable, see MaybeRunsc.
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// Name is the driver's name.
+const Name = "gvisor"
+
+// cleanupTime bounds what is done after a failure.
+const cleanupTime = 30 * time.Second
+
+// Driver makes gVisor sandboxes. The program that uses it must call
+// MaybeRunsc first thing in main.
+type Driver struct{}
+
+// New returns a driver.
+func New() *Driver { return &Driver{} }
+
+// Name implements sandbox.Driver.
+func (*Driver) Name() string { return Name }
+
+// Capabilities implements sandbox.Driver.
+func (*Driver) Capabilities() sandbox.Capabilities {
+	return sandbox.Capabilities{Link: sandbox.LinkVeth, OwnKernel: true}
+}
+
+// Create implements sandbox.Driver.
+//
+// runsc takes the address and the routes from the interface in Link.NetNS
+// when the sandbox starts, and does not give them back: whoever owns the link
+// sets them again before it is used once more. The interface itself stays
+// where it is.
+func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbox, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	s := newInstance(spec)
+	if err := s.create(ctx); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		return nil, fmt.Errorf("create gVisor sandbox %s: %w", spec.ID, errors.Join(err, s.Destroy(ctx)))
+	}
+	return s, nil
+}
+
+var _ sandbox.Driver = (*Driver)(nil)
