@@ -94,45 +94,60 @@ func Remove(path string) error {
 // that if the way back is barred the caller is not caught in a foreign
 // namespace: the goroutine ends locked, which ends the thread.
 func onThread(fn func() error) error {
-	var (
-		err      error
-		panicked any
-		returned bool
-		done     = make(chan struct{})
-	)
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		origin, e := unix.Open(home, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if e != nil {
-			runtime.UnlockOSThread() // nothing has changed yet
-			err, returned = fmt.Errorf("open own network namespace: %w", e), true
-			return
-		}
-		defer func() {
-			if !returned {
-				panicked = recover() // nil after runtime.Goexit
-			}
-			e := unix.Setns(origin, unix.CLONE_NEWNET)
-			unix.Close(origin)
-			if e != nil {
-				err = errors.Join(err, fmt.Errorf("return to own network namespace (the thread is given up): %w", e))
-				return
-			}
-			runtime.UnlockOSThread()
-		}()
-		err = fn()
-		returned = true
-	}()
-	<-done
+	c := &call{fn: fn, done: make(chan struct{})}
+	go c.run()
+	<-c.done
 	switch {
-	case returned:
-		return err
-	case panicked != nil:
-		panic(panicked)
+	case c.returned:
+		return c.err
+	case c.panicked != nil:
+		panic(c.panicked)
 	default:
 		// fn called runtime.Goexit, as t.FailNow does: so does its caller.
 		runtime.Goexit()
 		return nil
 	}
+}
+
+// call is one call of onThread; all but fn is set when done is closed.
+type call struct {
+	fn       func() error
+	done     chan struct{}
+	err      error
+	panicked any
+	returned bool // rather than panicked or exited
+}
+
+func (c *call) run() {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The main thread stays at home: it cannot be given up, and its
+		// namespace is the one that /proc/self shows. As long as it is
+		// locked here, the next goroutine gets another.
+		go c.run()
+		<-c.done
+		runtime.UnlockOSThread()
+		return
+	}
+	defer close(c.done)
+	origin, err := unix.Open(home, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread() // nothing has changed yet
+		c.err, c.returned = fmt.Errorf("open own network namespace: %w", err), true
+		return
+	}
+	defer func() {
+		if !c.returned {
+			c.panicked = recover() // nil after runtime.Goexit
+		}
+		err := unix.Setns(origin, unix.CLONE_NEWNET)
+		unix.Close(origin)
+		if err != nil {
+			c.err = errors.Join(c.err, fmt.Errorf("return to own network namespace (the thread is given up): %w", err))
+			return
+		}
+		runtime.UnlockOSThread()
+	}()
+	c.err = c.fn()
+	c.returned = true
 }

@@ -3,6 +3,7 @@ package netns_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -260,6 +261,10 @@ func TestThreadsComeHome(t *testing.T) {
 	path := namespace(t)
 	addr := listen(t, path)
 	before := current(t)
+	self, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
 	var wg sync.WaitGroup
 	limit := make(chan struct{}, 100)
 	for i := range 1000 {
@@ -285,6 +290,9 @@ func TestThreadsComeHome(t *testing.T) {
 				}
 				if current(t) == before {
 					return errors.New("not in the namespace")
+				}
+				if got, err := os.Readlink("/proc/self/ns/net"); err != nil || got != self {
+					return fmt.Errorf("the main thread is away in %s: %w", got, err)
 				}
 				return nil
 			})
