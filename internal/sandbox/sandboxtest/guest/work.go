@@ -1,0 +1,132 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+)
+
+type id struct {
+	UID, GID           int
+	Groups             []int
+	Cwd, Hostname      string
+	CapEff, NoNewPrivs string
+	Seccomp            string
+}
+
+func identity() id {
+	v := id{UID: os.Getuid(), GID: os.Getgid()}
+	v.Groups, _ = os.Getgroups()
+	v.Cwd, _ = os.Getwd()
+	v.Hostname, _ = os.Hostname()
+	b, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch key {
+		case "CapEff":
+			v.CapEff = value
+		case "NoNewPrivs":
+			v.NoNewPrivs = value
+		case "Seccomp":
+			v.Seccomp = value
+		}
+	}
+	return v
+}
+
+var hoard [][]byte
+
+// hog takes memory and touches every page of it.
+func hog(mb int) {
+	for range mb {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		hoard = append(hoard, b)
+	}
+}
+
+type filled struct {
+	Bytes  int64
+	ENOSPC bool
+	Error  string
+}
+
+// fill writes mb megabytes to path.
+func fill(r *http.Request) (any, error) {
+	f, err := os.Create(r.FormValue("path"))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var v filled
+	chunk := []byte(strings.Repeat("x", 1<<20))
+	for range number(r, "mb") {
+		n, err := f.Write(chunk)
+		v.Bytes += int64(n)
+		if err != nil {
+			v.Error, v.ENOSPC = err.Error(), errors.Is(err, syscall.ENOSPC)
+			break
+		}
+	}
+	return v, nil
+}
+
+func write(r *http.Request) error {
+	return os.WriteFile(r.FormValue("path"), []byte(r.FormValue("data")), 0o644)
+}
+
+func read(r *http.Request) (string, error) {
+	f, err := os.Open(r.FormValue("path"))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	return string(b), err
+}
+
+type forked struct {
+	Started int
+	Error   string
+}
+
+// fork starts n processes that stay, until it fails, and then kills them if
+// keep is not given. They are bare forks of one thread each: a Go program of
+// its own would need several, and dies if it cannot have them.
+func fork(r *http.Request) (any, error) {
+	var v forked
+	pids := make([]int, 0, number(r, "n"))
+	for range cap(pids) {
+		pid, errno := bareFork()
+		if errno != 0 {
+			v.Error = errno.Error()
+			break
+		}
+		pids = append(pids, pid)
+	}
+	v.Started = len(pids)
+	if r.FormValue("keep") != "" {
+		return v, nil
+	}
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		_, _ = syscall.Wait4(pid, nil, 0, nil)
+	}
+	return v, nil
+}
+
+func bareFork() (int, syscall.Errno) {
+	pid, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno == 0 && pid == 0 {
+		for { // no runtime here: nothing but system calls
+			syscall.RawSyscall6(syscall.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+		}
+	}
+	return int(pid), errno
+}
