@@ -1,9 +1,12 @@
 package network_test
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -17,7 +20,7 @@ import (
 
 // internet is a namespace with public-looking and with private addresses that
 // the host routes to. Returned are the namespace and the host's own address
-// towards it. Only one test at a time can have it.
+// towards it. It needs a host of its own.
 func internet(t *testing.T, addresses ...string) (ns string, host net.IP) {
 	t.Helper()
 	ns = filepath.Join(t.TempDir(), "internet")
@@ -98,9 +101,11 @@ func setLoopbackUp() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// TestEgress makes "the internet" on the host, so it is not parallel and must
-// stay the only test that does.
 func TestEgress(t *testing.T) {
+	t.Parallel()
+	if !ownHost(t) {
+		return
+	}
 	cfg := testConfig(t)
 	const (
 		public   = "203.0.113.2"
@@ -187,6 +192,39 @@ func TestEgress(t *testing.T) {
 		serve(t, open.Link().NetNS, "172.16.0.2:8082", "in")
 		mustReach(t, open.Link().DialNS, "172.16.0.2:8082", "in")
 	})
+	t.Run("segment size", func(t *testing.T) {
+		// The guest's MTU may be larger than that of the way out.
+		uplink, err := net.InterfaceByName(hostLinks(t, cfg)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, most := segmentSize(t, world, open.Link().NetNS, public), uplink.MTU-40; got > most {
+			t.Errorf("the world sends segments of %d bytes, want at most %d", got, most)
+		}
+	})
+	t.Run("flood", func(t *testing.T) {
+		// A guest can take only so many entries of the connection table.
+		err := netns.Do(other.Link().NetNS, func() error {
+			pc, err := net.ListenPacket("udp4", "172.16.0.2:0")
+			if err != nil {
+				return err
+			}
+			defer pc.Close()
+			for port := range 6000 {
+				// The world's refusals come back as errors here.
+				_, _ = pc.WriteTo([]byte("x"), &net.UDPAddr{IP: net.ParseIP(public), Port: 1024 + port})
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := connections(t, other.Link().DialNS)
+		if n < 3000 || n > 4200 {
+			t.Errorf("%d connections of 6000 were let through, want about 4096", n)
+		}
+		mustReach(t, open.Link().NetNS, public+":80", public)
+	})
 	t.Run("another address", func(t *testing.T) {
 		// The guest takes a second address and speaks from there.
 		guest := open.Link().NetNS
@@ -247,4 +285,57 @@ func routerUplink(t *testing.T, l *network.Lease) (address string) {
 		t.Fatal(err)
 	}
 	return address
+}
+
+// connections counts the entries of a namespace's connection table.
+func connections(t *testing.T, ns string) (n int) {
+	t.Helper()
+	err := netns.Do(ns, func() error {
+		b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+		if err != nil {
+			return err
+		}
+		n, err = strconv.Atoi(strings.TrimSpace(string(b)))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// segmentSize is what a server in the world may send to the guest at once.
+func segmentSize(t *testing.T, world, guest, ip string) (size int) {
+	t.Helper()
+	var l net.Listener
+	err := netns.Do(world, func() (err error) {
+		l, err = net.Listen("tcp4", ip+":0")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := netns.Dial(t.Context(), guest, "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	raw, err := s.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var getErr error
+	err = raw.Control(func(fd uintptr) {
+		size, getErr = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+	})
+	if err := errors.Join(err, getErr); err != nil {
+		t.Fatal(err)
+	}
+	return size
 }

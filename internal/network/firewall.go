@@ -65,7 +65,7 @@ func addFirewall(guest string) error {
 	addRule(c, input, established, accept)
 	c.AddChain(forwardChain(table))
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("make firewall: %w", err)
+		return fmt.Errorf("make firewall (are the kernel modules of nf_tables there?): %w", err)
 	}
 	return nil
 }

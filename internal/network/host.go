@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +25,7 @@ type host struct {
 	dns     []net.IP
 	allow   []netip.Prefix
 	mtu     int // of uplinks
+	log     *slog.Logger
 
 	mu     sync.Mutex
 	opened bool
@@ -30,8 +33,8 @@ type host struct {
 	next   uint32
 }
 
-func newHost(node string, uplinks netip.Prefix, dns []net.IP, allow []netip.Prefix) (*host, error) {
-	h := &host{node: node, uplinks: uplinks, used: map[uint32]bool{}, mtu: uplinkMTU()}
+func newHost(node string, uplinks netip.Prefix, dns []net.IP, allow []netip.Prefix, log *slog.Logger) (*host, error) {
+	h := &host{node: node, uplinks: uplinks, used: map[uint32]bool{}, mtu: uplinkMTU(), log: log}
 	for _, ip := range dns {
 		if ip.To4() == nil {
 			return nil, fmt.Errorf("network: DNS resolver %s must be an IPv4 address, as sandboxes have no IPv6", ip)
@@ -72,13 +75,14 @@ func (h *host) open(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("open nftables: %w", err)
 		}
-		mark := !forwarding
-		if forwarding {
-			if mark, err = anotherIsMarked(c); err != nil {
-				return err
-			}
+		chains, err := c.ListChains()
+		if err != nil {
+			return fmt.Errorf("list nftables chains: %w", err)
 		}
-		h.addTable(c, mark)
+		h.warn(chains)
+		// Off, or on only because of another Skep: whoever closes last
+		// switches it off.
+		h.addTable(c, !forwarding || slices.ContainsFunc(chains, isMarker))
 		if err := c.Flush(); err != nil {
 			return fmt.Errorf("make nftables table %s: %w", tableName(h.node), err)
 		}
@@ -166,8 +170,7 @@ func removeTable(ctx context.Context, name string) error {
 		for _, chain := range chains {
 			if chain.Table.Name == name && chain.Table.Family == nftables.TableFamilyINet {
 				marked = marked || chain.Name == forwardMarker
-			} else if chain.Hooknum != nil && *chain.Hooknum == *nftables.ChainHookForward &&
-				chain.Table.Family != nftables.TableFamilyNetdev {
+			} else if forwards(chain) {
 				others = true
 			}
 		}
@@ -184,18 +187,28 @@ func removeTable(ctx context.Context, name string) error {
 	})
 }
 
-// anotherIsMarked reports whether ip_forward is on only because of a Skep.
-func anotherIsMarked(c *nftables.Conn) (bool, error) {
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, fmt.Errorf("list nftables chains: %w", err)
+func isMarker(c *nftables.Chain) bool {
+	return c.Name == forwardMarker && c.Table.Family == nftables.TableFamilyINet &&
+		strings.HasPrefix(c.Table.Name, tablePrefix)
+}
+
+// forwards reports whether a chain decides what the host forwards.
+func forwards(c *nftables.Chain) bool {
+	switch c.Table.Family {
+	case nftables.TableFamilyINet, nftables.TableFamilyIPv4:
+		return c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward
 	}
-	for _, chain := range chains {
-		if chain.Name == forwardMarker && strings.HasPrefix(chain.Table.Name, tablePrefix) {
-			return true, nil
+	return false
+}
+
+// warn of firewalls that we cannot overrule.
+func (h *host) warn(chains []*nftables.Chain) {
+	for _, c := range chains {
+		if forwards(c) && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			h.log.Warn("another firewall drops forwarded packets by default: sandboxes have egress only if it accepts those from and to the uplinks",
+				"table", c.Table.Name, "chain", c.Name, "uplinks", uplinkPrefix(h.node)+"*")
 		}
 	}
-	return false, nil
 }
 
 // withForwarding runs fn while no other Skep on this host looks at or changes

@@ -112,7 +112,7 @@ func makeTAP(router string) error {
 		}
 		// The library makes it by ioctl, in the thread's namespace.
 		if err := h.LinkAdd(tap); err != nil {
-			return fmt.Errorf("add %s: %w", tapName, err)
+			return fmt.Errorf("add %s (is the kernel module tun loaded?): %w", tapName, err)
 		}
 		link, err := h.LinkByName(tapName)
 		if err != nil {

@@ -24,7 +24,8 @@
 // net.ipv4.ip_forward, which is switched on if it was off, and off again by
 // the Close of the last Skep if no other table has a chain at the forward
 // hook. A drop in any nftables table is final: if the host has a firewall of
-// its own that drops forwarded packets, it must allow sk* interfaces itself.
+// its own that drops forwarded packets, it must allow sk* interfaces itself (a
+// warning says so).
 //
 // # Crashes
 //
@@ -97,6 +98,8 @@ type Manager struct {
 	stop  context.CancelFunc // ends the refilling of pools
 	work  sync.WaitGroup     // refills and Acquires under way
 
+	closing sync.Mutex // one Close at a time
+
 	mu     sync.Mutex
 	closed bool
 	leases map[string]*Lease // all that exist, pooled or taken, by ID
@@ -157,7 +160,7 @@ func (m *Manager) start(ctx context.Context) error {
 	if dns == nil {
 		dns = hostResolvers()
 	}
-	if m.host, err = newHost(m.cfg.NodeID, uplinks, dns, m.cfg.AllowPrivate); err != nil {
+	if m.host, err = newHost(m.cfg.NodeID, uplinks, dns, m.cfg.AllowPrivate, m.log); err != nil {
 		return err
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -213,6 +216,11 @@ func (m *Manager) enter() error {
 // Close removes every lease, taken ones too, and all that the manager made
 // on the host. It is idempotent; after an error it may be tried again.
 func (m *Manager) Close(ctx context.Context) error {
+	m.closing.Lock()
+	defer m.closing.Unlock()
+	if m.lock == nil {
+		return nil
+	}
 	m.mu.Lock()
 	m.closed = true
 	m.mu.Unlock()
@@ -229,11 +237,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	for _, l := range m.leases {
 		leases = append(leases, l)
 	}
-	lock := m.lock
 	m.mu.Unlock()
-	if lock == nil {
-		return nil
-	}
 	var errs []error
 	for _, l := range leases {
 		errs = append(errs, l.Release(ctx))
@@ -242,9 +246,8 @@ func (m *Manager) Close(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("network: close: %w", err)
 	}
-	m.mu.Lock()
+	lock := m.lock
 	m.lock = nil
-	m.mu.Unlock()
 	return errors.Join(os.Remove(lock.Name()), lock.Close())
 }
 
