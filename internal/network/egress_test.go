@@ -43,7 +43,9 @@ func internet(t *testing.T, addresses ...string) (ns string, host net.IP) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "world", PeerNamespace: netlink.NsFd(fd)}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "world", PeerNamespace: netlink.NsFd(fd)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		t.Fatal(err)
 	}
@@ -83,6 +85,13 @@ func internet(t *testing.T, addresses ...string) (ns string, host net.IP) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// The host's way out has a smaller MTU than anything else.
+	if err := netlink.LinkSetMTU(veth, 1300); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: veth.Index, Gw: net.IPv4(203, 0, 113, 2)}); err != nil {
+		t.Fatal(err)
+	}
 	for _, a := range addresses {
 		p := netip.MustParsePrefix(a)
 		dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(32, 32)}
@@ -114,7 +123,7 @@ func TestEgress(t *testing.T) {
 		private  = "10.99.77.1"
 		allowed  = "10.99.77.2"
 	)
-	cfg.AllowPrivate = []netip.Prefix{netip.MustParsePrefix(allowed + "/32")}
+	cfg.AllowPrivate = []netip.Prefix{netip.MustParsePrefix(allowed + "/32"), cfg.Uplinks}
 	cfg.DNS = []net.IP{net.ParseIP(resolver), net.ParseIP(private)}
 	world, host := internet(t, resolver+"/32", metadata+"/32", private+"/32", allowed+"/32")
 	for _, ip := range []string{public, metadata, private, allowed} {
@@ -193,13 +202,10 @@ func TestEgress(t *testing.T) {
 		mustReach(t, open.Link().DialNS, "172.16.0.2:8082", "in")
 	})
 	t.Run("segment size", func(t *testing.T) {
-		// The guest's MTU may be larger than that of the way out.
-		uplink, err := net.InterfaceByName(hostLinks(t, cfg)[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, most := segmentSize(t, world, open.Link().NetNS, public), uplink.MTU-40; got > most {
-			t.Errorf("the world sends segments of %d bytes, want at most %d", got, most)
+		// The guest's MTU is larger than that of the way out.
+		to, from := segmentSizes(t, world, open.Link().NetNS, public)
+		if most := 1300 - 40; to > most || from > most {
+			t.Errorf("segments of %d bytes to and %d bytes from the guest, want at most %d", to, from, most)
 		}
 	})
 	t.Run("flood", func(t *testing.T) {
@@ -304,8 +310,9 @@ func connections(t *testing.T, ns string) (n int) {
 	return n
 }
 
-// segmentSize is what a server in the world may send to the guest at once.
-func segmentSize(t *testing.T, world, guest, ip string) (size int) {
+// segmentSizes are what a server in the world and the guest may send to each
+// other at once.
+func segmentSizes(t *testing.T, world, guest, ip string) (to, from int) {
 	t.Helper()
 	var l net.Listener
 	err := netns.Do(world, func() (err error) {
@@ -326,7 +333,12 @@ func segmentSize(t *testing.T, world, guest, ip string) (size int) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	raw, err := s.(*net.TCPConn).SyscallConn()
+	return segmentSize(t, s), segmentSize(t, c)
+}
+
+func segmentSize(t *testing.T, c net.Conn) (size int) {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
