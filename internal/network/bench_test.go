@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/internal/netns"
 	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -40,5 +41,19 @@ func BenchmarkLease(b *testing.B) {
 				b.ReportMetric(float64(release.Microseconds())/float64(b.N), "release-us/op")
 			})
 		}
+	}
+}
+
+// BenchmarkDial makes one connection after the other from the router to the
+// guest, as a gateway without keep-alive does.
+func BenchmarkDial(b *testing.B) {
+	link := acquire(b, manager(b, testConfig(b)), network.Options{Kind: sandbox.LinkVeth}).Link()
+	address := serve(b, link.NetNS, "172.16.0.2:8080", "").String()
+	for b.Loop() {
+		c, err := netns.Dial(b.Context(), link.DialNS, "tcp", address)
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.Close()
 	}
 }

@@ -19,6 +19,7 @@ var (
 	accept     = []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
 	drop       = []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 	masquerade = []expr.Any{&expr.Masq{}}
+	notrack    = []expr.Any{&expr.Notrack{}}
 
 	established = ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
 	invalid     = ctState(expr.CtStateBitINVALID)
@@ -120,16 +121,32 @@ func over(limit uint32) []expr.Any {
 		&expr.Connlimit{Count: limit, Flags: expr.NFT_CONNLIMIT_F_INV})
 }
 
+const flagSYN, flagRST, flagACK = 0x02, 0x04, 0x10
+
+func flagsTCP(mask byte, op expr.CmpOp, value byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{mask}, Xor: []byte{0}},
+		compare(op, []byte{value}),
+	}
+}
+
+// answerTCP matches the segments of TCP that open no connection.
+func answerTCP() []expr.Any {
+	return slices.Concat(
+		meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}),
+		flagsTCP(flagACK|flagRST, expr.CmpOpNeq, 0),
+	)
+}
+
 // clampMSS lowers the segment size that TCP's SYN announces to what the route
 // bears.
 func clampMSS() []expr.Any {
 	const optionMSS = 2
 	return slices.Concat(
 		meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP}),
+		flagsTCP(flagSYN|flagRST, expr.CmpOpEq, flagSYN),
 		[]expr.Any{
-			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x06}, Xor: []byte{0}},
-			compare(expr.CmpOpEq, []byte{0x02}), // SYN and not RST
 			&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
 			&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
 			&expr.Exthdr{SourceRegister: 1, Type: optionMSS, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},

@@ -62,7 +62,20 @@ func addFirewall(guest string) error {
 		Name: "input", Table: table, Type: nftables.ChainTypeFilter, Policy: &policy,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 	})
+	addRule(c, input, in(guest), answerTCP(), accept)
 	addRule(c, input, established, accept)
+	// The host's own connections to the guest are not tracked: they come by
+	// the thousand a second, and each would be remembered for two minutes.
+	raw := func(name string, hook *nftables.ChainHook) *nftables.Chain {
+		return c.AddChain(&nftables.Chain{
+			Name: name, Table: table, Type: nftables.ChainTypeFilter,
+			Hooknum: hook, Priority: nftables.ChainPriorityRaw,
+		})
+	}
+	tcp := meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP})
+	addRule(c, raw("output", nftables.ChainHookOutput), out(guest), tcp, notrack)
+	addRule(c, raw("prerouting", nftables.ChainHookPrerouting), in(guest), tcp,
+		address(offsetDestination, single(gatewayIP)), notrack)
 	c.AddChain(forwardChain(table))
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("make firewall (are the kernel modules of nf_tables there?): %w", err)

@@ -132,6 +132,13 @@ func setUpGateway(h *netlink.Handle, link netlink.Link) error {
 	if err := addFirewall(link.Attrs().Name); err != nil {
 		return err
 	}
+	// So that one connection for each request runs out of ports later.
+	if err := setSysctl("ipv4/ip_local_port_range", "1024 65535"); err != nil {
+		return err
+	}
+	if err := setSysctl("ipv4/tcp_tw_reuse", "1"); err != nil {
+		return err
+	}
 	if err := setUp(h, link, gatewayIP, linkMask); err != nil {
 		return err
 	}

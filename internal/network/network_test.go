@@ -241,6 +241,38 @@ func TestVethConnectivity(t *testing.T) {
 	link := l.Link()
 	serve(t, link.NetNS, "172.16.0.2:8080", "hello")
 	mustReach(t, link.DialNS, "172.16.0.2:8080", "hello")
+	if n := connections(t, link.DialNS); n != 0 {
+		t.Errorf("%d dialled connections are tracked", n)
+	}
+	// Answers in UDP pass too.
+	var pc net.PacketConn
+	err := netns.Do(link.NetNS, func() (err error) {
+		pc, err = net.ListenPacket("udp4", "172.16.0.2:53")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	go func() {
+		buf := make([]byte, 10)
+		if n, from, err := pc.ReadFrom(buf); err == nil {
+			pc.WriteTo(buf[:n], from)
+		}
+	}()
+	c, err := netns.Dial(t.Context(), link.DialNS, "udp", "172.16.0.2:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(soon))
+	echo := make([]byte, 4)
+	if _, err := io.WriteString(c, "ping"); err != nil {
+		t.Error(err)
+	}
+	if n, err := c.Read(echo); err != nil || string(echo[:n]) != "ping" {
+		t.Errorf("UDP echo %q, %v", echo[:n], err)
+	}
 	if len(link.DNS) != 0 {
 		t.Errorf("resolvers without egress: %v", link.DNS)
 	}
