@@ -30,7 +30,7 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("sandbox spec: process.args: empty; the image has neither entrypoint nor command")
 	case s.Process.Cwd != "" && !filepath.IsAbs(s.Process.Cwd):
 		return fmt.Errorf("sandbox spec: process.cwd: %q is not absolute", s.Process.Cwd)
-	case s.Cgroup == "" || filepath.IsAbs(s.Cgroup) || filepath.Clean(s.Cgroup) != s.Cgroup:
+	case !filepath.IsLocal(s.Cgroup) || filepath.Clean(s.Cgroup) != s.Cgroup || s.Cgroup == ".":
 		return fmt.Errorf("sandbox spec: cgroup: %q is not a clean relative path", s.Cgroup)
 	case s.Stdout == nil || s.Stderr == nil:
 		return fmt.Errorf("sandbox spec: stdout, stderr: must be set")

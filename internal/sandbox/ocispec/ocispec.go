@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -129,8 +130,18 @@ func Process(s *sandbox.Spec, image fs.FS, p sandbox.Process) (*specs.Process, e
 			Effective: capabilities,
 			Permitted: capabilities,
 		},
-		Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: maxOpenFiles, Hard: maxOpenFiles}},
+		Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: openFiles(), Hard: openFiles()}},
 	}, nil
+}
+
+// openFiles is the limit of open files. More than our own hard limit would
+// need a capability that we may lack.
+func openFiles() uint64 {
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		return maxOpenFiles
+	}
+	return min(maxOpenFiles, own.Max)
 }
 
 func resources(r sandbox.Resources) *specs.LinuxResources {

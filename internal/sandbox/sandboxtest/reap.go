@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -166,5 +167,5 @@ func runOwner(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, text st
 		_ = sb.Destroy(ctx)
 	}
 	fmt.Println(ownerReady)
-	select {}
+	<-time.After(24 * time.Hour) // select{} would be taken for a deadlock
 }

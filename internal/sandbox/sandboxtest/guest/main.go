@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -52,11 +53,11 @@ func run(args []string) error {
 		if err := syscall.Kill(os.Getpid(), syscall.Signal(sig)); err != nil {
 			return err
 		}
-		select {}
+		forever()
 	case "sleep": // for ever; deaf to SIGTERM
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("sleeping")
-		select {}
+		forever()
 	case "hog": // MB
 		mb, err := strconv.Atoi(arg())
 		if err != nil {
@@ -68,4 +69,11 @@ func run(args []string) error {
 		return fmt.Errorf("unknown command %q", args[0])
 	}
 	return nil
+}
+
+// forever sleeps; select{} would be taken for a deadlock.
+func forever() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }

@@ -84,7 +84,8 @@ func serve(address string) error {
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
-	select {} // the goroutine above exits
+	forever() // the goroutine above exits
+	return nil
 }
 
 func number(r *http.Request, key string) int {
