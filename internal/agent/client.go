@@ -1,0 +1,201 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/status"
+
+	"github.com/skep-dev/skep/internal/agent/agentpb"
+)
+
+// callTimeout bounds a call that waits for nothing, when its context has no
+// earlier deadline. Generous: an emulated guest on a busy machine is slow.
+const callTimeout = 30 * time.Second
+
+// pollSlack is what a long poll may take beyond LongPoll.
+const pollSlack = callTimeout
+
+// Client is the host's end of the protocol. What it returns comes from the
+// guest and is not to be trusted beyond its bounds.
+type Client struct {
+	c   *ttrpc.Client
+	rpc agentpb.AgentService
+}
+
+// Connect dials an agent and shows it the token.
+func Connect(ctx context.Context, dial func(context.Context) (net.Conn, error), t Token) (*Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dial the guest's agent: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	deadline, _ := ctx.Deadline()
+	err = present(conn, t, deadline)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	c := ttrpc.NewClient(conn)
+	return &Client{c: c, rpc: agentpb.NewAgentClient(c)}, nil
+}
+
+// Close ends the connection; calls that are under way fail.
+func (c *Client) Close() error { return c.c.Close() }
+
+// call bounds one call and unwraps its error.
+func call[Q, R any](ctx context.Context, limit time.Duration, what string, f func(context.Context, Q) (R, error), q Q) (R, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	r, err := f(ctx, q)
+	if err == nil {
+		return r, nil
+	}
+	if s, ok := status.FromError(err); ok {
+		err = errors.New(s.Message())
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return r, fmt.Errorf("agent: %s: %w", what, err)
+}
+
+// Ping proves that the agent answers and speaks our version.
+func (c *Client) Ping(ctx context.Context) (*agentpb.PingResponse, error) {
+	r, err := call(ctx, callTimeout, "ping", c.rpc.Ping, &agentpb.PingRequest{})
+	if err == nil && r.Version != Version {
+		err = fmt.Errorf("agent: protocol version is %.16q, this host speaks %q: rebuild with make build", r.Version, Version)
+	}
+	return r, err
+}
+
+// Configure makes the guest ready for Start.
+func (c *Client) Configure(ctx context.Context, r *agentpb.ConfigureRequest) error {
+	_, err := call(ctx, callTimeout, "configure", c.rpc.Configure, r)
+	return err
+}
+
+// Start starts the function's process. The error is the guest's reason.
+func (c *Client) Start(ctx context.Context, p *agentpb.Process) error {
+	_, err := call(ctx, callTimeout, "start", c.rpc.Start, &agentpb.StartRequest{Process: p})
+	return err
+}
+
+// Exec starts another process and returns its number.
+func (c *Client) Exec(ctx context.Context, r *agentpb.ExecRequest) (uint32, error) {
+	res, err := call(ctx, callTimeout, "exec", c.rpc.Exec, r)
+	if err != nil {
+		return 0, err
+	}
+	return res.Process, nil
+}
+
+// CopyOutput copies a process's output to w until it ends. When w is slow the
+// process waits.
+func (c *Client) CopyOutput(ctx context.Context, process uint32, s agentpb.Stream, w io.Writer) error {
+	var offset uint64
+	for {
+		r, err := call(ctx, longPoll+pollSlack, "read output", c.rpc.Read,
+			&agentpb.ReadRequest{Process: process, Stream: s, Offset: offset})
+		if err != nil {
+			return err
+		}
+		if len(r.Data) > MaxChunk {
+			return fmt.Errorf("agent: read output: %d bytes at once, the limit is %d", len(r.Data), MaxChunk)
+		}
+		if _, err := w.Write(r.Data); err != nil {
+			return fmt.Errorf("copy output: %w", err)
+		}
+		offset += uint64(len(r.Data))
+		if r.End {
+			return nil
+		}
+		if len(r.Data) == 0 {
+			if err := pace(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// CopyInput copies r to a process's standard input and closes that at the end.
+func (c *Client) CopyInput(ctx context.Context, process uint32, r io.Reader) error {
+	buf := make([]byte, MaxChunk)
+	for {
+		n, rerr := r.Read(buf)
+		req := &agentpb.WriteRequest{Process: process, Data: buf[:n], Close: rerr != nil}
+		if n > 0 || req.Close {
+			if _, err := call(ctx, longPoll+pollSlack, "write input", c.rpc.Write, req); err != nil {
+				return err
+			}
+		}
+		if errors.Is(rerr, io.EOF) {
+			return nil
+		}
+		if rerr != nil {
+			return fmt.Errorf("copy input: %w", rerr)
+		}
+	}
+}
+
+// Signal sends a signal to a process.
+func (c *Client) Signal(ctx context.Context, process, signal uint32) error {
+	_, err := call(ctx, callTimeout, "signal", c.rpc.Signal, &agentpb.SignalRequest{Process: process, Signal: signal})
+	return err
+}
+
+// Wait waits until a process has ended.
+func (c *Client) Wait(ctx context.Context, process uint32) (*agentpb.WaitResponse, error) {
+	for {
+		r, err := call(ctx, longPoll+pollSlack, "wait", c.rpc.Wait, &agentpb.WaitRequest{Process: process})
+		if err != nil || r.Ended {
+			return r, err
+		}
+		if err := pace(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Release frees what the agent keeps of a process that has ended, and kills
+// one that has not.
+func (c *Client) Release(ctx context.Context, process uint32) error {
+	_, err := call(ctx, callTimeout, "release", c.rpc.Release, &agentpb.ReleaseRequest{Process: process})
+	return err
+}
+
+// WaitPort waits until something in the guest listens on a TCP port.
+func (c *Client) WaitPort(ctx context.Context, port uint16) error {
+	for {
+		r, err := call(ctx, longPoll+pollSlack, "wait for port", c.rpc.WaitPort, &agentpb.WaitPortRequest{Port: uint32(port)})
+		if err != nil || r.Open {
+			return err
+		}
+		if err := pace(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// pace keeps a hostile guest that answers long polls at once from keeping the
+// host busy.
+func pace(ctx context.Context) error {
+	t := time.NewTimer(50 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,67 @@
+package guest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroup holds everything of the function's, so that the kernel kills the
+// function and not the machine when memory runs out. (PID 1 itself is never
+// chosen.)
+type cgroup struct {
+	dir string
+	f   *os.File
+}
+
+func makeCgroup(memoryBytes uint64) (*cgroup, error) {
+	if err := os.WriteFile(filepath.Join(cgroupRoot, "cgroup.subtree_control"), []byte("+memory +pids"), 0); err != nil {
+		return nil, fmt.Errorf("the guest kernel's cgroup controllers: %w", err)
+	}
+	c := &cgroup{dir: filepath.Join(cgroupRoot, "function")}
+	if err := os.Mkdir(c.dir, 0o755); err != nil {
+		return nil, err
+	}
+	if memoryBytes > 0 {
+		if err := c.set("memory.max", strconv.FormatUint(memoryBytes, 10)); err != nil {
+			return nil, err
+		}
+	}
+	// A function that has lost one of its processes is of no use.
+	if err := c.set("memory.oom.group", "1"); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.f, err = os.OpenFile(c.dir, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *cgroup) fd() int { return int(c.f.Fd()) }
+
+func (c *cgroup) set(file, value string) error {
+	if err := os.WriteFile(filepath.Join(c.dir, file), []byte(value), 0); err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	return nil
+}
+
+// oomKills counts the processes killed for want of memory so far.
+func (c *cgroup) oomKills() int64 {
+	b, err := os.ReadFile(filepath.Join(c.dir, "memory.events"))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+			return n
+		}
+	}
+	return 0
+}

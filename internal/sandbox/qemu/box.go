@@ -1,0 +1,257 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/skep-dev/skep/internal/agent"
+	"github.com/skep-dev/skep/internal/agent/agentpb"
+	"github.com/skep-dev/skep/internal/cgroup"
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/ocispec"
+)
+
+// function is the agent's number for the function's process.
+const function = 0
+
+// box is one machine. It implements sandbox.Sandbox and sandbox.PortWaiter.
+type box struct {
+	spec      *sandbox.Spec
+	resources sandbox.Resources
+	limits    cgroup.Limits // before Start
+
+	// Set while it is being created, and not changed after.
+	group  *cgroup.Group
+	vm     *vm
+	client *agent.Client
+
+	destroying chan struct{} // lock of Destroy
+	ended      chan struct{} // closed when the function has ended
+
+	mu        sync.Mutex
+	started   bool
+	destroyed bool
+	exit      sandbox.Exit // valid after ended
+	phases    []sandbox.Phase
+	conns     connSet
+}
+
+var (
+	_ sandbox.Sandbox    = (*box)(nil)
+	_ sandbox.PortWaiter = (*box)(nil)
+)
+
+func newBox(spec *sandbox.Spec) *box {
+	s := *spec
+	return &box{
+		spec: &s, resources: ocispec.Defaults(spec.Resources),
+		destroying: make(chan struct{}, 1), ended: make(chan struct{}),
+	}
+}
+
+// ID is Spec.ID.
+func (b *box) ID() string { return b.spec.ID }
+
+// bootPhases records what Create took: agentTook is what the agent says it
+// needed until it listened.
+func (b *box) bootPhases(start, listening time.Time, agentTook time.Duration) {
+	kernel := listening.Sub(b.vm.greeted)
+	agentTook = min(max(agentTook, 0), kernel)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.phases = []sandbox.Phase{
+		{Name: "vmm", Took: b.vm.greeted.Sub(start)},
+		{Name: "kernel", Took: kernel - agentTook},
+		{Name: "agent", Took: agentTook + time.Since(listening)},
+	}
+}
+
+// Phases are vmm, kernel and agent, and process after Start.
+func (b *box) Phases() []sandbox.Phase {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return append([]sandbox.Phase(nil), b.phases...)
+}
+
+// Start starts the function's process, and limits the processor.
+func (b *box) Start(ctx context.Context) error {
+	b.mu.Lock()
+	bad := b.started || b.destroyed
+	b.started = true
+	b.mu.Unlock()
+	if bad {
+		return fmt.Errorf("qemu: sandbox %s: started already, or destroyed", b.spec.ID)
+	}
+	begin := time.Now()
+	err := b.start(ctx)
+	if err != nil {
+		err = fmt.Errorf("qemu: sandbox %s: %w", b.spec.ID, err)
+		b.vm.kill()
+		b.end(sandbox.Exit{Code: 127, Reason: err.Error(), At: time.Now()})
+		return err
+	}
+	b.mu.Lock()
+	b.phases = append(b.phases, sandbox.Phase{Name: "process", Took: time.Since(begin)})
+	b.mu.Unlock()
+	go b.watch()
+	return nil
+}
+
+func (b *box) start(ctx context.Context) error {
+	l := b.limits
+	l.CPUMillis = b.resources.CPUMillis
+	if _, err := cgroup.Create(b.spec.Cgroup, l); err != nil {
+		return err
+	}
+	return b.client.Start(ctx, process(b.spec.Process))
+}
+
+func process(p sandbox.Process) *agentpb.Process {
+	return &agentpb.Process{Args: p.Args, Env: p.Env, Cwd: p.Cwd, User: p.User}
+}
+
+// running says if there is a function to talk to.
+func (b *box) running() error {
+	b.mu.Lock()
+	started := b.started && !b.destroyed
+	b.mu.Unlock()
+	select {
+	case <-b.ended:
+		started = false
+	default:
+	}
+	if !started {
+		return fmt.Errorf("qemu: sandbox %s: %w", b.spec.ID, sandbox.ErrNotRunning)
+	}
+	return nil
+}
+
+// failed explains a failure of the agent's.
+func (b *box) failed(err error) error {
+	if err == nil {
+		return nil
+	}
+	if gone := b.running(); gone != nil {
+		return gone
+	}
+	return fmt.Errorf("qemu: sandbox %s: %w", b.spec.ID, err)
+}
+
+// Signal sends a signal to the function's process.
+func (b *box) Signal(ctx context.Context, sig os.Signal) error {
+	if err := b.running(); err != nil {
+		return err
+	}
+	n, ok := sig.(syscall.Signal)
+	if !ok {
+		return fmt.Errorf("qemu: %v is not a Linux signal", sig)
+	}
+	return b.failed(b.client.Signal(ctx, function, uint32(n)))
+}
+
+// Wait waits for the function's end.
+func (b *box) Wait(ctx context.Context) (sandbox.Exit, error) {
+	b.mu.Lock()
+	started := b.started
+	b.mu.Unlock()
+	if !started {
+		return sandbox.Exit{}, fmt.Errorf("qemu: sandbox %s: %w", b.spec.ID, sandbox.ErrNotRunning)
+	}
+	select {
+	case <-b.ended:
+		return b.exit, nil
+	case <-ctx.Done():
+		return sandbox.Exit{}, ctx.Err()
+	}
+}
+
+// WaitPort learns from inside that a port is open.
+func (b *box) WaitPort(ctx context.Context, port int) error {
+	if err := b.running(); err != nil {
+		return err
+	}
+	return b.failed(b.client.WaitPort(ctx, uint16(port)))
+}
+
+// Dial connects to a port of the guest.
+func (b *box) Dial(ctx context.Context, port int) (net.Conn, error) {
+	if err := b.running(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// A machine that has ended does not even refuse.
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-b.ended:
+			cancel(sandbox.ErrNotRunning)
+		case <-stop:
+		}
+	}()
+	c, err := b.dialer(port)(ctx)
+	if err != nil {
+		return nil, b.failed(err)
+	}
+	return b.conns.add(c)
+}
+
+// Stats measures the whole machine on the host.
+func (b *box) Stats(context.Context) (sandbox.Stats, error) {
+	s, err := b.group.Stats()
+	if err != nil {
+		return sandbox.Stats{}, b.failed(err)
+	}
+	return sandbox.Stats{MemoryBytes: s.MemoryBytes, CPUTime: s.CPUTime}, nil
+}
+
+// Destroy ends the machine and frees what it held.
+func (b *box) Destroy(ctx context.Context) error {
+	b.mu.Lock()
+	b.destroyed = true
+	b.mu.Unlock()
+	if err := lock(ctx, b.destroying); err != nil {
+		return err
+	}
+	defer unlock(b.destroying)
+	var errs []error
+	if b.vm != nil {
+		b.vm.kill()
+		errs = append(errs, b.vm.wait(ctx), ignoreClosed(b.vm.qmp.Close()))
+	}
+	if b.client != nil {
+		_ = b.client.Close()
+	}
+	b.conns.close()
+	if b.group != nil {
+		errs = append(errs, b.group.Kill(ctx), b.group.Delete(ctx))
+	}
+	b.mu.Lock()
+	started := b.started
+	b.mu.Unlock()
+	if started {
+		select {
+		case <-b.ended:
+		case <-ctx.Done():
+			errs = append(errs, ctx.Err())
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("qemu: destroy sandbox %s: %w", b.spec.ID, err)
+	}
+	return nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

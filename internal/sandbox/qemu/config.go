@@ -1,0 +1,95 @@
+// Package qemu is the sandbox driver that runs each function in a virtual
+// machine of its own: QEMU's microvm, with a kernel of the distribution, and
+// skep-agent as its first process. It uses KVM where that works, and emulates
+// the processor where it does not.
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/skep-dev/skep/internal/agent/guestbin"
+	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
+)
+
+// Accel is how the guest's processor is provided.
+type Accel string
+
+const (
+	// AccelAuto is KVM if a machine boots with it here, else TCG.
+	AccelAuto Accel = "auto"
+	// AccelKVM is hardware virtualization.
+	AccelKVM Accel = "kvm"
+	// AccelTCG is emulation.
+	AccelTCG Accel = "tcg"
+)
+
+// Config configures the driver.
+type Config struct {
+	// CacheDir is where the unpacked kernel and the initramfs are kept. It is
+	// made if missing.
+	CacheDir string
+	// QEMU is the path of qemu-system-x86_64; "" is looked up in PATH.
+	QEMU string
+	// Kernel is the path of the guest's kernel; "" finds one, see
+	// guestkernel.Finder. Modules are in "modules" beside it, or in
+	// /lib/modules under the version in its name.
+	Kernel string
+	// Accel is AccelAuto if empty.
+	Accel Accel
+	// Agent is the program skep-agent; nil is the embedded one.
+	Agent []byte
+	// Log is slog.Default() if nil.
+	Log *slog.Logger
+}
+
+// program and its Debian package.
+const (
+	program = "qemu-system-x86_64"
+	debian  = "qemu-system-x86"
+)
+
+// New checks the configuration and finds what the driver needs. It starts
+// nothing: Probe does.
+func New(c Config) (*Driver, error) {
+	d := &Driver{
+		log: c.Log, accel: c.Accel, cacheDir: c.CacheDir,
+		preparing: make(chan struct{}, 1), probing: make(chan struct{}, 1),
+	}
+	var err error
+	if !filepath.IsAbs(c.CacheDir) {
+		return nil, fmt.Errorf("qemu: cache dir: %q is not absolute", c.CacheDir)
+	}
+	switch c.Accel {
+	case "":
+		d.accel = AccelAuto
+	case AccelAuto, AccelKVM, AccelTCG:
+	default:
+		return nil, fmt.Errorf("qemu: accel: %q is none of auto, kvm, tcg", c.Accel)
+	}
+	if d.log == nil {
+		d.log = slog.Default()
+	}
+	name := c.QEMU
+	if name == "" {
+		name = program
+	}
+	if d.qemu, err = exec.LookPath(name); err != nil {
+		if c.QEMU == "" && errors.Is(err, exec.ErrNotFound) {
+			return nil, fmt.Errorf("qemu: %s is not installed: apt-get install %s", program, debian)
+		}
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	if d.kernel, err = (guestkernel.Finder{Path: c.Kernel}).Find(); err != nil {
+		return nil, fmt.Errorf("qemu: %w", err)
+	}
+	if d.agent = c.Agent; d.agent == nil {
+		if d.agent, err = guestbin.Agent(); err != nil {
+			return nil, fmt.Errorf("qemu: %w", err)
+		}
+	}
+	return d, nil
+}

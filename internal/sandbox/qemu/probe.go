@@ -1,0 +1,105 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/skep-dev/skep/internal/cgroup"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+const (
+	probeMemoryMiB = 128
+	// kvmTimeout is how long a machine with KVM may take to boot: many times
+	// what it needs. One that hangs has no KVM worth the name.
+	kvmTimeout = 15 * time.Second
+)
+
+// Probe boots a machine up to its agent, and so proves QEMU, kernel, modules,
+// agent and processor.
+func (d *Driver) Probe(ctx context.Context) error {
+	accel, err := d.resolveAccel(ctx)
+	if err != nil {
+		return err
+	}
+	return d.probe(ctx, accel)
+}
+
+func (d *Driver) probe(ctx context.Context, accel Accel) (err error) {
+	a, err := d.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("qemu: probe with %s: %w", accel, err)
+		}
+	}()
+	m := machine{
+		id: sandbox.NewID(), accel: accel, memoryMiB: probeMemoryMiB, cpus: 1,
+		guestParams: []string{"skep.probe"},
+	}
+	if accel == AccelTCG {
+		m.tscKHz = tscKHz()
+	}
+	g, err := cgroup.Create("skep-probe-"+m.id, cgroup.Limits{
+		MemoryBytes: probeMemoryMiB*mib + qemuOverhead + codeMiB*mib, PIDs: qemuThreads,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+		defer cancel()
+		err = errors.Join(err, g.Kill(clean), g.Delete(clean))
+	}()
+	v, err := d.start(ctx, m, a, g, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		v.kill()
+		<-v.dead
+		_ = v.qmp.Close()
+	}()
+	return v.awaitReady(ctx)
+}
+
+// resolveAccel decides, once, how processors are provided. That /dev/kvm can
+// be opened, and even makes machines, proves nothing: one must boot.
+func (d *Driver) resolveAccel(ctx context.Context) (Accel, error) {
+	if err := lock(ctx, d.probing); err != nil {
+		return "", err
+	}
+	defer unlock(d.probing)
+	if d.accel == AccelTCG || d.proved.Load() {
+		return d.accel, nil
+	}
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err == nil {
+		_ = f.Close()
+		// The files come first, they take their own time.
+		if _, err := d.prepare(ctx); err != nil {
+			return "", err
+		}
+		limited, cancel := context.WithTimeout(ctx, kvmTimeout)
+		defer cancel()
+		err = d.probe(limited, AccelKVM)
+	}
+	switch {
+	case err == nil:
+		d.accel = AccelKVM
+		d.proved.Store(true)
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case d.accel == AccelKVM:
+		return "", fmt.Errorf("qemu: KVM does not work here: %w", err)
+	default:
+		d.log.Info("qemu: KVM does not work here, processors are emulated", "reason", err)
+		d.accel = AccelTCG
+	}
+	return d.accel, nil
+}
