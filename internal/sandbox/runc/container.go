@@ -120,6 +120,7 @@ func (s *container) Start(ctx context.Context) error {
 		}
 	})
 	if err != nil {
+		stop() // or runc could still start what is to be killed
 		cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 		defer cancel()
 		return errors.Join(fmt.Errorf("start sandbox %s: %w", s.spec.ID, err), s.kill(cleanup))

@@ -80,6 +80,11 @@ func (s *suite) prepare(t testing.TB, egress bool, change func(*sandbox.Spec)) *
 		}
 		b.destroy(t)
 		b.checkGone(t)
+		if t.Failed() { // leave the machine as it was even so
+			if err := s.driver.Reap(s.ctx(t), b.spec.State()); err != nil {
+				t.Errorf("Reap after a failure: %v", err)
+			}
+		}
 		b.release(t)
 		for i, name := range []string{"stdout", "stderr"} {
 			out[i].Close()

@@ -131,10 +131,10 @@ func testMany(t *testing.T, s *suite) {
 		boxes[i] = s.prepare(t, false, nil)
 	}
 	// Errors, not t.Fatal, on the other goroutines.
-	ctx, cancel := context.WithTimeout(context.Background(), many*s.opts.Timeout)
+	all, cancel := context.WithTimeout(context.Background(), many*s.opts.Timeout)
 	defer cancel()
 	start := time.Now()
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := errgroup.WithContext(all)
 	g.SetLimit(s.opts.Parallel)
 	for i, b := range boxes {
 		g.Go(func() (err error) {
@@ -168,13 +168,13 @@ func testMany(t *testing.T, s *suite) {
 	errs := make(chan error, many)
 	for _, b := range boxes {
 		b.http.CloseIdleConnections()
-		go func() { errs <- b.sb.Destroy(ctx) }()
+		go func() { errs <- b.sb.Destroy(all) }()
 	}
-	var all []error
+	var failed []error
 	for range boxes {
-		all = append(all, <-errs)
+		failed = append(failed, <-errs)
 	}
-	if err := errors.Join(all...); err != nil {
+	if err := errors.Join(failed...); err != nil {
 		t.Errorf("Destroy: %v", err)
 	}
 }

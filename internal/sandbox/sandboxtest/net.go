@@ -9,12 +9,14 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
 
 	"github.com/skep-dev/skep/internal/netns"
+	"github.com/skep-dev/skep/internal/sandbox"
 )
 
 // testNets is where the suite's own servers are: the range for benchmarks of
@@ -82,8 +84,11 @@ func (b *box) reaches(t *testing.T, address string) (bool, string) {
 }
 
 func testIsolation(t *testing.T, s *suite) {
-	b, other := s.serve(t, nil), s.start(t, nil)
-	_ = other
+	const otherPort = 8081
+	b := s.serve(t, nil)
+	other := s.serve(t, func(spec *sandbox.Spec) {
+		spec.Process.Args = append(spec.Process.Args, fmt.Sprint(":", guestPort), fmt.Sprint(":", otherPort))
+	})
 	host := greet(t, listen(t, "0.0.0.0:0"))
 	var gateway string
 	if err := netns.Do(b.spec.Link.DialNS, func() error {
@@ -102,14 +107,27 @@ func testIsolation(t *testing.T, s *suite) {
 			targets = append(targets, n.IP.String()+":"+host)
 		}
 	}
+	var wg sync.WaitGroup
 	for _, target := range targets {
-		if ok, what := b.reaches(t, target); ok {
-			t.Errorf("a sandbox without egress reaches %s: %s", target, what)
-		}
+		wg.Go(func() { // each takes until it times out
+			var got string
+			if _, err := b.try(b.s.ctx(t), "/dial?addr="+target, &got); err != nil {
+				t.Error(err)
+			}
+			if strings.HasPrefix(got, "connected") {
+				t.Errorf("a sandbox without egress reaches %s: %s", target, got)
+			}
+		})
 	}
+	wg.Wait()
 	// The suite would not notice anything if the guest could not dial at all.
-	if ok, what := b.reaches(t, fmt.Sprintf("%s:%d", b.spec.Link.Address.IP, guestPort)); strings.Contains(what, "refused") || (!ok && !strings.Contains(what, "timeout")) {
-		t.Errorf("the guest does not reach itself: %s", what)
+	// The other sandbox has the same address: whoever dials it finds itself.
+	self := fmt.Sprintf("%s:%d", b.spec.Link.Address.IP, otherPort)
+	if ok, what := b.reaches(t, self); ok || !strings.Contains(what, "refused") {
+		t.Errorf("dialling the other sandbox's port: %s; want the own, closed one", what)
+	}
+	if ok, what := other.reaches(t, self); !ok {
+		t.Errorf("a sandbox does not reach itself: %s", what)
 	}
 }
 

@@ -27,8 +27,8 @@ func run(args []string) error {
 	}
 	arg := func() string { return strings.Join(args[1:], " ") }
 	switch args[0] {
-	case "serve": // [address]
-		return serve(arg())
+	case "serve": // [address...]
+		return serve(args[1:])
 	case "echo": // words: to stdout, and the number of words to stderr
 		fmt.Println(arg())
 		fmt.Fprintln(os.Stderr, len(args)-1)

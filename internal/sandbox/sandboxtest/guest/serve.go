@@ -21,15 +21,19 @@ import (
 // gracefulCode is what serve exits with after SIGTERM.
 const gracefulCode = 42
 
-func serve(address string) error {
-	if address == "" {
-		address = ":8080"
+func serve(addresses []string) error {
+	if len(addresses) == 0 {
+		addresses = []string{":8080"}
 	}
 	fmt.Println("guest: to stdout")
 	fmt.Fprintln(os.Stderr, "guest: to stderr")
-	ln, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
+	var listeners []net.Listener
+	for _, a := range addresses {
+		ln, err := net.Listen("tcp", a)
+		if err != nil {
+			return err
+		}
+		listeners = append(listeners, ln)
 	}
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
@@ -81,7 +85,11 @@ func serve(address string) error {
 		_ = srv.Shutdown(ctx)
 		os.Exit(gracefulCode)
 	}()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	failed := make(chan error, len(listeners))
+	for _, ln := range listeners {
+		go func() { failed <- srv.Serve(ln) }()
+	}
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	forever() // the goroutine above exits
