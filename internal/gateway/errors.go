@@ -12,6 +12,7 @@ var (
 	errRevisionRemoved = errors.New("the revision was removed")
 	errDraining        = errors.New("the gateway is shutting down")
 	errClientGone      = errors.New("the client went away")
+	errBodyTimeout     = errors.New("the request's body came too slowly")
 	errTimeout         = errors.New("the request took too long")
 )
 
@@ -69,6 +70,8 @@ func statusOf(err error) int {
 	switch {
 	case errors.Is(err, errClientGone):
 		return 499
+	case errors.Is(err, errBodyTimeout):
+		return http.StatusRequestTimeout
 	case errors.Is(err, errTimeout), errors.As(err, &qt):
 		return http.StatusGatewayTimeout
 	case errors.As(err, &bad):

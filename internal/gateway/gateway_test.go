@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -37,6 +38,9 @@ type testGateway struct {
 
 func startGateway(t *testing.T, cfg Config, rev Revision) *testGateway {
 	t.Helper()
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	g := New(cfg)
 	rev.Key = testKey
 	g.SetRevision(rev)

@@ -38,7 +38,7 @@ func (x *exchange) viaH2C(in *instance) (retry bool, err error) {
 		x.touched = x.touched || body.touched.Load()
 		var dial *dialError
 		switch {
-		case x.r.Context().Err() != nil:
+		case x.gone():
 			return false, errClientGone
 		case errors.Is(context.Cause(ctx), errTimeout), errors.Is(err, context.DeadlineExceeded):
 			return false, errTimeout

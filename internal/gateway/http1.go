@@ -32,7 +32,7 @@ func (x *exchange) viaHTTP1(in *instance) (retry bool, err error) {
 	cancel()
 	x.timing.dial += x.g.cfg.Now().Sub(began)
 	if err != nil {
-		if x.r.Context().Err() != nil {
+		if x.gone() {
 			return false, errClientGone
 		}
 		if !x.g.cfg.Now().Before(x.deadline) {
@@ -78,28 +78,32 @@ func (x *exchange) over(c *upstreamConn, in *instance) (retry bool, err error) {
 	switch {
 	case err != nil:
 		err = x.classify("waiting for the response", err)
-		if perr := p.end(c); perr != nil && !errors.Is(err, errClientGone) {
-			err = perr
+		if _, clientErr := p.end(c); clientErr != nil {
+			err = clientErr
 		}
 		var up *upstreamError
 		return errors.As(err, &up) && !c.received && !x.touched && x.idempotent(), err
 	case resp.StatusCode == http.StatusSwitchingProtocols:
-		_ = p.end(c)
+		p.end(c)
 		return false, x.tunnel(c, resp)
 	}
 	if x.cfg.ResponseStartTimeout > 0 {
 		_ = c.SetReadDeadline(x.deadline)
-		if x.r.Context().Err() != nil { // the abort may have come before
+		if x.gone() { // the abort may have come before
 			c.abort()
 		}
 	}
+	// If the instance answers before it has the whole body, the client's
+	// connection may have to end with this response: see pump.end.
+	x.last = p.busy() && x.r.ProtoMajor == 1
 	err = x.respond(resp, c.br.Buffered() == 0)
 	if p.busy() {
 		// A whole response to half a request: the rest is of no use.
-		_ = p.end(c)
+		p.end(c)
 		return false, err
 	}
-	reuse = err == nil && p.end(c) == nil && !resp.Close && c.br.Buffered() == 0
+	whole, _ := p.end(c)
+	reuse = err == nil && whole && !resp.Close && c.br.Buffered() == 0
 	return false, err
 }
 

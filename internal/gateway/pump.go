@@ -23,6 +23,8 @@ type pump struct {
 	// Valid after done.
 	began bool
 	err   error // nil if the whole body was sent
+	// clientErr is err if it is the client's fault.
+	clientErr error
 }
 
 func (x *exchange) pump(c *upstreamConn) *pump {
@@ -54,25 +56,31 @@ func (p *pump) busy() bool {
 	}
 }
 
-// end stops the pump if it still runs and returns why the body was not sent
-// as a whole, if that was the client's fault.
-func (p *pump) end(c *upstreamConn) error {
+// end stops the pump if it still runs. It returns an error if the client did
+// not send the whole body, and whether the instance got all of it.
+func (p *pump) end(c *upstreamConn) (whole bool, clientErr error) {
 	if p == nil {
-		return nil
+		return true, nil
 	}
-	if p.busy() {
-		close(p.stopped)
-		c.abort()
-		select {
-		case <-p.goOn:
-			// It may be reading from the client.
-			_ = p.x.rc.SetReadDeadline(aLongTimeAgo)
-		default:
-		}
-		<-p.done
+	if !p.busy() {
+		p.x.touched = p.x.touched || p.began
+		return p.err == nil, p.clientErr
 	}
+	close(p.stopped)
+	c.abort()
+	select {
+	case <-p.goOn:
+		// It may be reading from the client. If net/http watches the
+		// connection by now, this looks to it as if the client went away,
+		// and all later requests of the connection would be cancelled.
+		p.x.cut = p.x.r.Context().Err() == nil
+		p.x.last = p.x.r.ProtoMajor == 1
+		_ = p.x.rc.SetReadDeadline(aLongTimeAgo)
+	default:
+	}
+	<-p.done
 	p.x.touched = p.x.touched || p.began
-	return p.err
+	return false, nil
 }
 
 func (p *pump) run(c *upstreamConn) {
@@ -103,12 +111,9 @@ func (p *pump) run(c *upstreamConn) {
 	case readErr != nil:
 		// Never end a body which is not whole as if it were.
 		c.abort()
-		p.err = &badRequestError{"the request's body could not be read: " + readErr.Error()}
-		if p.x.r.Context().Err() != nil {
-			p.err = errClientGone
-		}
+		p.err, p.clientErr = readErr, p.x.bodyError(readErr)
 	case writeErr != nil:
-		p.err = p.x.classify("sending the request's body", writeErr)
+		p.err = writeErr
 	default:
 		// net/http watches the connection from here on; a deadline that
 		// passed would look as if the client went away.

@@ -39,6 +39,8 @@ type exchange struct {
 	small   []byte // the body, if it was read in advance
 	stream  bool   // there is a body which was not
 	touched bool   // some of that body may have been read
+	cut     bool   // reading it was cut short, which may cancel r.Context()
+	last    bool   // the client's connection ends with this response
 
 	sent   bool // the response's header was sent to the client
 	status int
@@ -136,10 +138,7 @@ func (x *exchange) prepareBody() error {
 	_ = x.rc.SetReadDeadline(time.Now().Add(smallBodyTimeout))
 	x.small = make([]byte, r.ContentLength)
 	if _, err := io.ReadFull(r.Body, x.small); err != nil {
-		if r.Context().Err() != nil {
-			return errClientGone
-		}
-		return &badRequestError{"the request's body could not be read: " + err.Error()}
+		return x.bodyError(err)
 	}
 	_ = x.rc.SetReadDeadline(time.Time{})
 	return nil
@@ -160,7 +159,7 @@ func (x *exchange) attempts() error {
 		if err != nil {
 			var qt *queueTimeoutError
 			switch {
-			case x.r.Context().Err() != nil:
+			case x.gone():
 				return errClientGone
 			case last != nil && errors.As(err, &qt):
 				return last
@@ -175,7 +174,7 @@ func (x *exchange) attempts() error {
 			x.deadline = now.Add(x.cfg.Timeout)
 		}
 		retry, err := x.attempt(t.inst)
-		if err == nil || !retry || x.sent || len(tried) >= x.g.cfg.MaxRetries || x.r.Context().Err() != nil {
+		if err == nil || !retry || x.sent || len(tried) >= x.g.cfg.MaxRetries || x.cut || x.gone() {
 			return err
 		}
 		last = err
@@ -200,6 +199,21 @@ func (x *exchange) attempt(in *instance) (retry bool, err error) {
 	return retry, err
 }
 
+// gone reports whether the client has left.
+func (x *exchange) gone() bool { return !x.cut && x.r.Context().Err() != nil }
+
+// bodyError is the error for a body that did not come whole.
+func (x *exchange) bodyError(err error) error {
+	var timeout interface{ Timeout() bool }
+	switch {
+	case x.r.Context().Err() != nil:
+		return errClientGone
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return errBodyTimeout
+	}
+	return &badRequestError{"the request's body could not be read: " + err.Error()}
+}
+
 // idempotent reports whether the request may be sent twice, by RFC 9110 or the client's word.
 func (x *exchange) idempotent() bool {
 	switch x.r.Method {
@@ -213,10 +227,8 @@ func (x *exchange) idempotent() bool {
 func (x *exchange) classify(doing string, err error) error {
 	var timeout interface{ Timeout() bool }
 	switch {
-	case x.r.Context().Err() != nil:
+	case x.gone():
 		return errClientGone
-	case errors.As(err, &timeout) && timeout.Timeout() && !x.g.cfg.Now().Before(x.deadline):
-		return errTimeout
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return errTimeout
 	}

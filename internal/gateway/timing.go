@@ -25,6 +25,9 @@ func (x *exchange) decorate(h http.Header) {
 	h["X-Request-Id"] = []string{x.id}
 	h["X-Skep-Start"] = []string{x.startKind()}
 	h["Server-Timing"] = append(h["Server-Timing"], x.serverTiming())
+	if x.last {
+		h["Connection"] = []string{"close"}
+	}
 }
 
 // serverTiming is the Server-Timing header; durations are in milliseconds.
