@@ -85,12 +85,16 @@ func roundTrip(conn *net.UnixConn, method string, arg, result any, files []*os.F
 	if err != nil {
 		return fmt.Errorf("%s: %w", method, gone(err))
 	}
+	return readReply(conn, method, result)
+}
+
+func readReply(r io.Reader, method string, result any) error {
 	reply := struct {
 		Success bool            `json:"success"`
 		Err     string          `json:"err"`
 		Result  json.RawMessage `json:"result"`
 	}{}
-	if err := json.NewDecoder(io.LimitReader(conn, maxReply)).Decode(&reply); err != nil {
+	if err := json.NewDecoder(io.LimitReader(r, maxReply)).Decode(&reply); err != nil {
 		return fmt.Errorf("%s: %w", method, gone(err))
 	}
 	if !reply.Success {

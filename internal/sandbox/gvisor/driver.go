@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
@@ -44,6 +45,9 @@ func (*Driver) Capabilities() sandbox.Capabilities {
 func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbox, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
+	}
+	if _, err := cgroup.Load(spec.Cgroup); err != nil {
+		return nil, fmt.Errorf("create gVisor sandbox %s: %w", spec.ID, err)
 	}
 	s := newInstance(spec)
 	if err := s.create(ctx); err != nil {

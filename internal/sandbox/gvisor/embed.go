@@ -43,7 +43,9 @@ func runscArgs(args []string) ([]string, bool) {
 	switch {
 	case len(args) > 1 && args[1] == "runsc":
 		return append([]string{"runsc"}, args[2:]...), true
-	case args[0] == selfExe, strings.HasPrefix(filepath.Base(args[0]), "runsc"):
+	case strings.HasPrefix(filepath.Base(args[0]), "runsc"),
+		// How runsc starts its helper. Others may start us by this name, too.
+		len(args) > 1 && args[0] == selfExe && args[1] == (*sentrycmd.Umount)(nil).Name():
 		return args, true
 	}
 	return nil, false

@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -17,7 +15,6 @@ import (
 	gvboot "gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/skep-dev/skep/internal/cgroup"
-	"github.com/skep-dev/skep/internal/netns"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/ocispec"
 )
@@ -35,18 +32,20 @@ type instance struct {
 	watched  bool // the watch runs: it will finish
 	phases   []sandbox.Phase
 
-	finish func(sandbox.Exit) // the first call counts
-	done   chan struct{}      // closed once exit is set
+	finish func(sandbox.Exit) // the first call counts; ends life
+	life   context.Context    // ends once exit is set
 	exit   sandbox.Exit
 }
 
 func newInstance(spec *sandbox.Spec) *instance {
-	s := &instance{spec: *spec, done: make(chan struct{})}
+	s := &instance{spec: *spec}
 	var once sync.Once
+	var end context.CancelFunc
+	s.life, end = context.WithCancel(context.Background())
 	s.finish = func(e sandbox.Exit) {
 		once.Do(func() {
 			s.exit = e
-			close(s.done)
+			end()
 		})
 	}
 	return s
@@ -134,12 +133,6 @@ func (s *instance) Start(ctx context.Context) error {
 	return nil
 }
 
-// Dial implements sandbox.Sandbox.
-func (s *instance) Dial(ctx context.Context, port int) (net.Conn, error) {
-	addr := net.JoinHostPort(s.spec.Link.Address.IP.String(), strconv.Itoa(port))
-	return netns.Dial(ctx, s.spec.Link.DialNS, "tcp", addr)
-}
-
 // Signal implements sandbox.Sandbox.
 func (s *instance) Signal(ctx context.Context, sig os.Signal) error {
 	if err := s.running(); err != nil {
@@ -166,12 +159,7 @@ func (s *instance) running() error {
 	s.mu.Lock()
 	watched := s.watched
 	s.mu.Unlock()
-	select {
-	case <-s.done:
-		return sandbox.ErrNotRunning
-	default:
-	}
-	if !watched {
+	if !watched || s.life.Err() != nil {
 		return sandbox.ErrNotRunning
 	}
 	return nil

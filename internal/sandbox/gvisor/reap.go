@@ -33,7 +33,7 @@ func (s *instance) Destroy(ctx context.Context) error {
 	s.started = true // never again
 	if s.watched {
 		select { // it reads the group's counters
-		case <-s.done:
+		case <-s.life.Done():
 		case <-ctx.Done():
 			return fmt.Errorf("destroy gVisor sandbox %s: %w", s.spec.ID, context.Cause(ctx))
 		}

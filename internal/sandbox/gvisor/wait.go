@@ -51,7 +51,7 @@ func decode(ws unix.WaitStatus) (code, signal int) {
 // Wait implements sandbox.Sandbox.
 func (s *instance) Wait(ctx context.Context) (sandbox.Exit, error) {
 	select {
-	case <-s.done:
+	case <-s.life.Done():
 		return s.exit, nil
 	default:
 	}
@@ -62,7 +62,7 @@ func (s *instance) Wait(ctx context.Context) (sandbox.Exit, error) {
 		return sandbox.Exit{}, errors.Join(sandbox.ErrNotRunning, errors.New("not started"))
 	}
 	select {
-	case <-s.done:
+	case <-s.life.Done():
 		return s.exit, nil
 	case <-ctx.Done():
 		return sandbox.Exit{}, context.Cause(ctx)

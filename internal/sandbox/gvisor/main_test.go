@@ -1,0 +1,11 @@
+package gvisor
+
+import (
+	"os"
+	"testing"
+)
+
+func TestMain(m *testing.M) {
+	MaybeRunsc()
+	os.Exit(m.Run())
+}
