@@ -207,3 +207,7 @@ func (m *measure) Write(b []byte) (int, error) {
 func (m *measure) hash() v1.Hash {
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(m.h.Sum(nil))}
 }
+
+// epoch0 is the time of the files of bases, which are shared by builds of any
+// SOURCE_DATE_EPOCH.
+var epoch0 = time.Unix(0, 0).UTC()

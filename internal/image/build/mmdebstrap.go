@@ -88,6 +88,15 @@ func (j *job) makeBase(ctx context.Context, spec baseSpec) (_ string, err error)
 	if err := os.Chmod(root, 0o755); err != nil {
 		return "", err
 	}
+	if len(spec.Extra) > 0 {
+		// A wrong name would only be found out after half of the work.
+		j.Progress("Checking apt.txt")
+		t := tool{name: "mmdebstrap", pkg: "mmdebstrap", log: j.Log, args: mmdebstrapArgs("extract", spec, apt, packages, "--simulate", "--format=null")}
+		if err := j.runMmdebstrap(ctx, t); err != nil {
+			return "", explainApt(err, spec.Extra)
+		}
+		j.Progress("Installing packages")
+	}
 	if err := j.mmdebstrap(ctx, spec, apt, packages, root); err != nil {
 		return "", explainApt(err, spec.Extra)
 	}
@@ -96,7 +105,7 @@ func (j *job) makeBase(ctx context.Context, spec baseSpec) (_ string, err error)
 	if err != nil {
 		return "", err
 	}
-	layer, err := packTree(ctx, root, filepath.Join(out, layerFile), time.Unix(0, 0).UTC())
+	layer, err := packTree(ctx, root, filepath.Join(out, layerFile), epoch0)
 	if err != nil {
 		return "", err
 	}
@@ -111,21 +120,43 @@ func (j *job) makeBase(ctx context.Context, spec baseSpec) (_ string, err error)
 }
 
 // mmdebstrap streams a Debian root folder into root.
-func (j *job) mmdebstrap(ctx context.Context, spec baseSpec, apt aptSetup, packages []string, root string) (err error) {
+func (j *job) mmdebstrap(ctx context.Context, spec baseSpec, apt aptSetup, packages []string, root string) error {
 	variant := "extract"
 	if len(spec.Extra) > 0 {
 		variant = "essential"
 	}
 	pr, pw := io.Pipe()
-	t := tool{
-		name: "mmdebstrap", pkg: "mmdebstrap", out: pw, log: j.Log,
-		args: append([]string{
-			"--variant=" + variant, "--format=tar", "--architectures=" + spec.Arch,
-			"--include=" + strings.Join(packages, ","), "--aptopt=" + apt.options,
-			"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io",
-			"", "-"}, apt.sources...),
-		env: []string{"SOURCE_DATE_EPOCH=0", "DEBIAN_FRONTEND=noninteractive"},
+	t := tool{name: "mmdebstrap", pkg: "mmdebstrap", out: pw, log: j.Log,
+		args: mmdebstrapArgs(variant, spec, apt, packages, "--format=tar")}
+	unpacked := make(chan error, 1)
+	go func() {
+		err := unpackTree(ctx, pr, root, keepForBase(len(spec.Extra) == 0))
+		if err == nil {
+			_, err = io.Copy(io.Discard, pr) // padding after the end of the archive
+		}
+		pr.CloseWithError(errors.Join(err, io.ErrClosedPipe))
+		unpacked <- err
+	}()
+	err := j.runMmdebstrap(ctx, t)
+	pw.CloseWithError(err) // nil: end of file
+	if uerr := <-unpacked; uerr != nil && err == nil {
+		return uerr
 	}
+	return err
+}
+
+func mmdebstrapArgs(variant string, spec baseSpec, apt aptSetup, packages []string, more ...string) []string {
+	args := []string{
+		"--variant=" + variant, "--architectures=" + spec.Arch, "--include=" + strings.Join(packages, ","),
+		"--aptopt=" + apt.options, "--dpkgopt=force-unsafe-io",
+		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+	}
+	// Suite (the sources say it), target (standard output), sources.
+	return slices.Concat(args, more, []string{"", "-"}, apt.sources)
+}
+
+func (j *job) runMmdebstrap(ctx context.Context, t tool) (err error) {
+	t.env = []string{"SOURCE_DATE_EPOCH=0", "DEBIAN_FRONTEND=noninteractive"}
 	if os.Geteuid() == 0 {
 		// With its mounts in a namespace of their own and its files in our folder,
 		// nothing is left of it even if it is killed. The folder is open to
@@ -141,21 +172,7 @@ func (j *job) mmdebstrap(ctx context.Context, spec baseSpec, apt aptSetup, packa
 		t.private = true
 		t.env = append(t.env, "TMPDIR="+tmp)
 	}
-	unpacked := make(chan error, 1)
-	go func() {
-		err := unpackTree(ctx, pr, root, keepForBase(len(spec.Extra) == 0))
-		if err == nil {
-			_, err = io.Copy(io.Discard, pr) // padding after the end of the archive
-		}
-		pr.CloseWithError(errors.Join(err, io.ErrClosedPipe))
-		unpacked <- err
-	}()
-	err = t.run(ctx)
-	pw.CloseWithError(err) // nil: end of file
-	if uerr := <-unpacked; uerr != nil && err == nil {
-		return uerr
-	}
-	return err
+	return t.run(ctx)
 }
 
 var aptUnknown = regexp.MustCompile(`(?m)(?:Unable to locate package|Package '?|has no installation candidate.*?)\s*([a-z0-9][a-z0-9+.-]+)`)
