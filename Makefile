@@ -1,0 +1,81 @@
+# make demo   everything at once: packages, build, two functions, a table of phases
+# make test   every test, end-to-end included (root, Debian 12)
+# make help   the other targets
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+GO        ?= go
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GVISOR    := $(shell $(GO) list -m -f '{{.Version}}' gvisor.dev/gvisor 2>/dev/null)
+LDFLAGS   := -s -w -X main.version=$(VERSION) -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR)
+TOOLS     := $(CURDIR)/bin/tools
+LINT      := $(TOOLS)/golangci-lint
+LINT_VERSION     := v2.15.0
+GOTESTSUM_VERSION := v1.13.0
+GOTESTSUM := $(TOOLS)/gotestsum
+
+# One setting everywhere, so that all builds and tests share one cache.
+export CGO_ENABLED := 0
+
+# Packages whose tests also run under the race detector: those with much
+# concurrency and without the heavy dependencies.
+RACE := ./internal/autoscale ./internal/gateway/... ./internal/netns ./internal/node/journal ./internal/node/logs
+
+.PHONY: help
+help: ## show the targets
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: build
+build: agent ## build bin/skep
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/skep ./cmd/skep
+
+.PHONY: agent
+agent: ## build the guest agent that bin/skep embeds
+	$(GO) build -trimpath -ldflags '-s -w' -o internal/agent/guestbin/skep-agent ./cmd/skep-agent
+
+.PHONY: packages
+packages: ## install the distribution packages that tests and demo need, and say which
+	@hack/packages $(PACKAGES)
+
+.PHONY: demo
+demo: ## start Skep on a temporary folder, run a Go and a Python function cold and warm
+	@hack/packages demo
+	@$(MAKE) --no-print-directory build
+	@hack/demo bin/skep
+
+.PHONY: test
+test: ## run every test, the race detector and the fuzz targets' seeds included
+	@hack/packages test
+	@$(MAKE) --no-print-directory build $(GOTESTSUM)
+	hack/test $(GOTESTSUM) $(RACE)
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (default 30s) each
+	hack/fuzz $${FUZZTIME:-30s}
+
+.PHONY: lint
+lint: agent $(LINT) ## gofmt, go vet, staticcheck and more, by golangci-lint
+	$(LINT) run ./...
+
+.PHONY: bench
+bench: ## measure everything and write docs/benchmarks.md
+	@hack/packages bench
+	@$(MAKE) --no-print-directory build
+	hack/bench bin/skep
+
+.PHONY: generate
+generate: ## remake generated files
+	$(GO) generate ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin internal/agent/guestbin/skep-agent
+
+$(LINT):
+	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+
+$(GOTESTSUM):
+	GOBIN=$(TOOLS) $(GO) install gotest.tools/gotestsum@$(GOTESTSUM_VERSION)

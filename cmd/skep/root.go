@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+
+	"github.com/skep-dev/skep/internal/daemon"
+)
+
+const defaultConfigFile = "/etc/skep/config.yaml"
+
+// globals are the flags that every command has.
+type globals struct {
+	data       string
+	configFile string
+	kubeconfig string
+	namespace  string
+	output     string
+}
+
+// runDir is where sockets and the kubeconfig are: below --data if that is
+// given, /run/skep if not.
+func (g *globals) runDir() string {
+	if g.data == "" {
+		return daemon.DefaultConfig().Run
+	}
+	return filepath.Join(g.data, "run")
+}
+
+func newRoot() *cobra.Command {
+	g := &globals{}
+	root := &cobra.Command{
+		Use:   "skep",
+		Short: "Serverless functions, each in a sandbox of its own",
+		Long: `Skep runs functions from container images, each instance in a sandbox of its
+own, from zero instances and back to zero. The API is Knative Serving's:
+kubectl works with the kubeconfig that 'skep up' writes.
+
+  skep up                                   start Skep on this machine
+  skep deploy hello --source ./functions/hello/go
+  skep invoke hello
+  skep delete hello`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return coded(exitUsage, loadConfig(cmd, g.configFile))
+		},
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&g.data, "data", "", "folder for all state, sockets and the kubeconfig (default /var/lib/skep and /run/skep)")
+	f.StringVar(&g.configFile, "config", defaultConfigFile, "configuration file: a key for each flag of a command")
+	f.StringVar(&g.kubeconfig, "kubeconfig", "", "kubeconfig of the Skep to talk to (default: the one of --data)")
+	f.StringVarP(&g.namespace, "namespace", "n", "default", "namespace of the service")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return coded(exitUsage, err) })
+	root.AddCommand(newUp(g), newDeploy(g), newList(g), newDescribe(g), newInvoke(g), newLogs(g),
+		newDelete(g), newImage(g), newDoctor(g), newVersion(g), newExitCodes())
+	return root
+}
+
+// loadConfig fills every flag that the command line did not give from the
+// environment (SKEP_API_LISTEN) or the configuration file (api-listen).
+func loadConfig(cmd *cobra.Command, file string) error {
+	v := viper.New()
+	v.SetEnvPrefix("SKEP")
+	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
+	v.AutomaticEnv()
+	v.SetConfigFile(file)
+	if err := v.ReadInConfig(); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) || cmd.Flags().Changed("config") {
+			return fmt.Errorf("--config: %w", err)
+		}
+	}
+	// A key that no command knows is a misspelling.
+	known := map[string]bool{}
+	for _, c := range append(cmd.Root().Commands(), cmd.Root()) {
+		c.Flags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
+		c.PersistentFlags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
+	}
+	for _, k := range v.AllKeys() {
+		if !known[k] {
+			return fmt.Errorf("%s: unknown key %q: keys are the names of flags, such as api-listen", file, k)
+		}
+	}
+	var err error
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if err != nil || f.Changed || !v.IsSet(f.Name) || f.Name == "config" {
+			return
+		}
+		if setErr := cmd.Flags().Set(f.Name, v.GetString(f.Name)); setErr != nil {
+			err = fmt.Errorf("%s (from %s or SKEP_%s): %w", f.Name, file,
+				strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_")), setErr)
+		}
+	})
+	return err
+}
+
+// outputFlag adds -o to a command.
+func outputFlag(cmd *cobra.Command, g *globals) {
+	cmd.Flags().StringVarP(&g.output, "output", "o", "table", "output format: table, json or yaml")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func newExitCodes() *cobra.Command {
+	return &cobra.Command{
+		Use:   "exit-codes",
+		Short: "What the exit codes of skep mean",
+		Long: `0  done
+1  failed; the message says why
+2  wrong usage: an unknown flag, a value that cannot be, an invalid manifest
+3  there is no such service, revision or image
+4  the service did not become ready; the message has the cause
+5  no running skep was found, or it does not answer`,
+	}
+}
+
+func isTerminal(f *os.File) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skep-dev/skep/internal/daemon"
+)
+
+func newUp(g *globals) *cobra.Command {
+	cfg := daemon.DefaultConfig()
+	var logFormat, logLevel, uplinks string
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start Skep on this machine, in the foreground",
+		Long: `Start the API, the gateway and the node in one process. SIGTERM or Ctrl-C
+drains requests and stops everything; what was deployed is there again at the
+next start.
+
+Everything listens on loopback. Each flag has a key of the same name in the
+configuration file and a variable in the environment (SKEP_API_LISTEN).`,
+		Example: `  sudo skep up
+  sudo skep up --data /tmp/skep --listen 127.0.0.1:8081 --sandbox qemu`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if g.data != "" {
+				cfg.Data, cfg.Run = g.data, g.runDir()
+			}
+			if err := cfg.Uplinks.UnmarshalText([]byte(uplinks)); err != nil {
+				return coded(exitUsage, fmt.Errorf("--uplinks: %w", err))
+			}
+			log, err := newLogger(os.Stderr, logFormat, logLevel)
+			if err != nil {
+				return coded(exitUsage, err)
+			}
+			slog.SetDefault(log)
+			cfg.Log = log
+			if err := cfg.Validate(); err != nil {
+				return coded(exitUsage, err)
+			}
+			return up(cmd.Context(), cfg, cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Listen, "listen", cfg.Listen, "address of the gateway")
+	f.StringVar(&cfg.APIListen, "api-listen", cfg.APIListen, "address of the Kubernetes API")
+	f.StringVar(&cfg.RegistryListen, "registry-listen", cfg.RegistryListen, "address of the image registry (loopback)")
+	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics and /healthz (loopback)")
+	f.StringVar(&cfg.Sandbox, "sandbox", cfg.Sandbox, "default sandbox: auto, gvisor, qemu or runc")
+	f.StringVar(&cfg.Domain, "domain", cfg.Domain, "domain below which services get their names")
+	f.DurationVar(&cfg.IdleAfter, "idle-after", cfg.IdleAfter, "how long a service without requests keeps its last instance")
+	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", cfg.DrainTimeout, "how long running requests may take to end at SIGTERM")
+	f.IntVar(&cfg.PoolSize, "pool-size", cfg.PoolSize, "networks kept ready for new instances")
+	f.StringVar(&uplinks, "uplinks", cfg.Uplinks.String(), "addresses of the uplinks of sandboxes with egress")
+	f.StringVar(&cfg.Kernel, "kernel", cfg.Kernel, "kernel of micro-VMs (default: the newest cloud kernel in /boot)")
+	f.StringVar(&cfg.Accel, "accel", cfg.Accel, "acceleration of QEMU: auto, kvm or tcg")
+	f.Int64Var(&cfg.ImageBytes, "image-bytes", cfg.ImageBytes, "largest root file system of an image, in bytes")
+	f.Int64Var(&cfg.StoreBytes, "store-bytes", cfg.StoreBytes, "size of the image store above which unused images are removed")
+	f.StringSliceVar(&cfg.InsecureRegistries, "insecure-registry", nil, "HOST[:PORT] of a registry that may be spoken to in plain HTTP, may be repeated")
+	f.StringVar(&logFormat, "log-format", "text", "format of the log on standard error: text or json")
+	f.StringVar(&logLevel, "log-level", "info", "least level logged: debug, info, warn or error")
+	for name, values := range map[string][]string{
+		"sandbox": daemon.Drivers, "accel": {"auto", "kvm", "tcg"},
+		"log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
+	} {
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+	}
+	return cmd
+}
+
+func up(ctx context.Context, cfg daemon.Config, out io.Writer) error {
+	// The API machinery makes much short-lived garbage; a lower target than
+	// Go's default of 100 keeps the idle daemon small.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	began := time.Now()
+	d, err := daemon.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	e := d.Endpoints()
+	fmt.Fprintf(out, "Skep is ready after %s.\n", time.Since(began).Round(10*time.Millisecond))
+	fmt.Fprintf(out, "  gateway   http://%s   (NAME.NAMESPACE.%s)\n", e.Gateway, e.Domain)
+	fmt.Fprintf(out, "  API       %s   (export KUBECONFIG=%s)\n", e.API, e.Kubeconfig)
+	fmt.Fprintf(out, "  registry  %s\n", e.Registry)
+	fmt.Fprintf(out, "  metrics   http://%s/metrics\n", e.Metrics)
+	select {
+	case <-ctx.Done():
+		cfg.Log.Info("draining", "timeout", cfg.DrainTimeout)
+	case err = <-d.Failed():
+		cfg.Log.Error("a part of skep broke down, stopping", "error", err)
+	}
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.DrainTimeout)
+	defer cancel()
+	if stopErr := d.Stop(stopping); stopErr != nil {
+		cfg.Log.Error("stop", "error", stopErr)
+	}
+	return err
+}
+
+func newLogger(w io.Writer, format, level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level: %q is not one of debug, info, warn, error", level)
+	}
+	opts := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, fmt.Errorf("--log-format: %q is neither text nor json", format)
+}

@@ -1,0 +1,120 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/skep-dev/skep/internal/serving"
+)
+
+// Config is everything `skep up` can be told. Every field has a flag and a
+// key in the configuration file.
+type Config struct {
+	Data string // folder for all state
+	Run  string // folder for sockets and the kubeconfig
+
+	Listen         string // of the gateway
+	APIListen      string // of the Kubernetes API
+	RegistryListen string // of the image registry, loopback only
+	MetricsListen  string // of /metrics and /healthz
+
+	Sandbox      string // default driver, or auto
+	Domain       string // below which services get their host names
+	IdleAfter    time.Duration
+	DrainTimeout time.Duration // for the requests that run at SIGTERM
+
+	PoolSize   int          // networks kept ready
+	Uplinks    netip.Prefix // addresses of the sandboxes' uplinks
+	Kernel     string       // of micro-VMs; empty means found
+	Accel      string       // of QEMU: auto, kvm or tcg
+	ImageBytes int64        // the largest root file system accepted
+	StoreBytes int64        // what the image store may hold before it is collected
+	// InsecureRegistries are hosts that may be spoken to in plain HTTP.
+	InsecureRegistries []string
+
+	Log *slog.Logger
+}
+
+// DefaultConfig is the configuration of `skep up` without any flag.
+func DefaultConfig() Config {
+	return Config{
+		Data: "/var/lib/skep", Run: "/run/skep",
+		Listen: "127.0.0.1:8080", APIListen: "127.0.0.1:6443",
+		RegistryListen: "127.0.0.1:5000", MetricsListen: "127.0.0.1:9090",
+		Sandbox: "auto", Domain: "127.0.0.1.sslip.io",
+		IdleAfter: 60 * time.Second, DrainTimeout: 30 * time.Second,
+		PoolSize: 4, Uplinks: netip.MustParsePrefix("10.231.0.0/16"),
+		Accel: "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
+	}
+}
+
+// Drivers are the names that Config.Sandbox may have.
+var Drivers = []string{"auto", "gvisor", "qemu", "runc"}
+
+// Validate names the first field that is wrong, and the fix.
+func (c *Config) Validate() error {
+	for _, a := range []struct{ flag, addr string }{
+		{"listen", c.Listen}, {"api-listen", c.APIListen},
+		{"registry-listen", c.RegistryListen}, {"metrics-listen", c.MetricsListen},
+	} {
+		host, port, err := net.SplitHostPort(a.addr)
+		if err != nil {
+			return fmt.Errorf("--%s: %q is not ADDRESS:PORT, such as 127.0.0.1:8080", a.flag, a.addr)
+		}
+		if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+			return fmt.Errorf("--%s: %q is not a port", a.flag, port)
+		}
+		ip := net.ParseIP(host)
+		if (a.flag == "registry-listen" || a.flag == "metrics-listen") && (ip == nil || !ip.IsLoopback()) {
+			return fmt.Errorf("--%s: %q is not a loopback address: what it serves has no authentication", a.flag, host)
+		}
+	}
+	known := false
+	for _, d := range Drivers {
+		known = known || d == c.Sandbox
+	}
+	if !known {
+		return fmt.Errorf("--sandbox: %q is not one of %v", c.Sandbox, Drivers)
+	}
+	if c.PoolSize < 0 || c.PoolSize > 256 {
+		return fmt.Errorf("--pool-size: %d is not between 0 and 256", c.PoolSize)
+	}
+	if c.IdleAfter < time.Second {
+		return fmt.Errorf("--idle-after: %s is less than 1s", c.IdleAfter)
+	}
+	for _, d := range []*string{&c.Data, &c.Run} {
+		abs, err := filepath.Abs(*d)
+		if err != nil {
+			return err
+		}
+		*d = abs
+	}
+	// A Unix socket's path has at most 107 bytes.
+	if p := filepath.Join(c.Run, adminSocket); len(p) > 100 {
+		return fmt.Errorf("--data: the path %s is too long for sockets (%d bytes, 100 at most)", c.Run, len(p))
+	}
+	return nil
+}
+
+func (c *Config) mkdirs() error {
+	for _, d := range []string{c.Data, c.Run} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("--data: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c *Config) domain(gateway net.Addr) serving.Domain {
+	port := 80
+	if a, ok := gateway.(*net.TCPAddr); ok {
+		port = a.Port
+	}
+	return serving.Domain{Suffix: c.Domain, Port: port}
+}

@@ -1,0 +1,296 @@
+// Package daemon puts the parts of Skep together into one process: API,
+// control plane, gateway and node on one server.
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"k8s.io/client-go/kubernetes"
+	"knative.dev/serving/pkg/client/clientset/versioned"
+
+	"github.com/skep-dev/skep/internal/admin"
+	"github.com/skep-dev/skep/internal/api"
+	"github.com/skep-dev/skep/internal/fleet"
+	"github.com/skep-dev/skep/internal/gateway"
+	"github.com/skep-dev/skep/internal/image"
+	"github.com/skep-dev/skep/internal/network"
+	"github.com/skep-dev/skep/internal/node"
+	"github.com/skep-dev/skep/internal/node/journal"
+	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/serving"
+)
+
+// Daemon is a running Skep.
+type Daemon struct {
+	cfg       Config
+	endpoints Endpoints
+	stops     []stop // in the order started
+	failed    chan error
+}
+
+// stop is a step of the shutdown.
+type stop struct {
+	name string
+	run  func(context.Context) error
+}
+
+// Start starts everything and returns when requests are served. On error all
+// that was started is stopped again.
+func Start(ctx context.Context, cfg Config) (d *Daemon, err error) {
+	d = &Daemon{cfg: cfg, failed: make(chan error, 8)}
+	defer func() {
+		if err != nil {
+			stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.DrainTimeout)
+			defer cancel()
+			err = errors.Join(err, d.Stop(stopping))
+		}
+	}()
+	if os.Geteuid() != 0 {
+		return d, errors.New("skep up needs root: it makes network namespaces, cgroups and mounts (try sudo)")
+	}
+	if err := cfg.mkdirs(); err != nil {
+		return d, err
+	}
+	release, err := lock(cfg.Data)
+	if err != nil {
+		return d, err
+	}
+	d.onStop("lock", func(context.Context) error { release(); return nil })
+	return d, d.start(ctx)
+}
+
+func (d *Daemon) onStop(name string, f func(context.Context) error) {
+	d.stops = append(d.stops, stop{name, f})
+}
+
+// Endpoints says where the daemon listens.
+func (d *Daemon) Endpoints() Endpoints { return d.endpoints }
+
+// Failed receives an error if a part of the daemon broke down.
+func (d *Daemon) Failed() <-chan error { return d.failed }
+
+// Stop drains and stops everything, last started first. It goes on past
+// errors and past the end of ctx, after which nothing is waited for.
+func (d *Daemon) Stop(ctx context.Context) error {
+	var errs []error
+	for i := len(d.stops) - 1; i >= 0; i-- {
+		began := time.Now()
+		if err := d.stops[i].run(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", d.stops[i].name, err))
+		}
+		d.cfg.Log.Debug("stopped", "part", d.stops[i].name, "took", time.Since(began))
+	}
+	d.stops = nil
+	return errors.Join(errs...)
+}
+
+// start starts the parts, those below first. The listeners come before all
+// else: a port that is taken is said at once.
+func (d *Daemon) start(ctx context.Context) error {
+	cfg, log := d.cfg, d.cfg.Log
+	listeners, err := d.listen()
+	if err != nil {
+		return err
+	}
+
+	j, err := journal.Open(ctx, filepath.Join(cfg.Data, "node.db"))
+	if err != nil {
+		return err
+	}
+	d.onStop("journal", func(context.Context) error { return j.Close() })
+	id, err := j.Identity(ctx, newNodeID)
+	if err != nil {
+		return err
+	}
+
+	// The API server takes longest: the rest starts meanwhile.
+	type apiResult struct {
+		server *api.Server
+		err    error
+	}
+	apiReady := make(chan apiResult, 1)
+	go func() {
+		s, err := api.Start(context.WithoutCancel(ctx), api.Config{
+			Dir: filepath.Join(cfg.Data, "api"), Listen: cfg.APIListen,
+			Kubeconfig: filepath.Join(cfg.Run, kubeconfig), Log: log,
+		})
+		apiReady <- apiResult{s, err}
+	}()
+	lower, err := d.startNode(ctx, id, j)
+	r := <-apiReady
+	if r.server != nil {
+		d.onStop("api", r.server.Close)
+	}
+	if err := errors.Join(err, r.err); err != nil {
+		return err
+	}
+	return d.startControl(ctx, r.server, lower, listeners)
+}
+
+// lower is the node's half of the daemon.
+type lower struct {
+	node     *node.Node
+	images   *image.Store
+	logs     *logs.Store
+	driver   string // the default
+	registry *prometheus.Registry
+}
+
+func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (*lower, error) {
+	cfg := d.cfg
+	l := &lower{logs: logs.New(filepath.Join(cfg.Data, "logs")), registry: prometheus.NewRegistry()}
+	l.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	l.images, err = image.Open(image.Config{Dir: filepath.Join(cfg.Data, "images"), MaxImageBytes: cfg.ImageBytes, Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	drivers, err := newDrivers(cfg)
+	if err != nil {
+		return nil, err
+	}
+	// Sandboxes that an earlier run left are removed before their networks:
+	// a namespace lives as long as a process in it.
+	var networks lateNetworks
+	l.node, err = node.Open(ctx, node.Config{
+		Dir: filepath.Join(cfg.Data, "sandboxes"), ID: id, Drivers: drivers, Journal: j,
+		Images: l.images, Networks: &networks, Logs: l.logs, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.driver, err = chooseDriver(ctx, cfg, drivers)
+	if err != nil {
+		return nil, err
+	}
+	manager, err := network.New(ctx, network.Config{
+		Dir: filepath.Join(cfg.Run, "networks"), NodeID: id, Uplinks: cfg.Uplinks, Log: cfg.Log,
+		Pools: poolSizes(drivers, l.driver, cfg.PoolSize),
+	})
+	if err != nil {
+		return nil, err
+	}
+	networks.Manager = manager
+	d.onStop("images", func(context.Context) error { return l.images.Close() })
+	d.onStop("network", manager.Close)
+	d.onStop("node", l.node.Close)
+	return l, nil
+}
+
+// lateNetworks lets the node be opened before the network is.
+type lateNetworks struct{ *network.Manager }
+
+func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower, at *listeners) error {
+	cfg, log := d.cfg, d.cfg.Log
+	var f *fleet.Fleet
+	g := gateway.New(gateway.Config{
+		Log: log, Registerer: l.registry,
+		OnDemand: func(key gateway.RevisionKey) { f.Poke(key) },
+		OnDialError: func(key gateway.RevisionKey, id string, err error) {
+			log.Warn("dial instance", "revision", key.String(), "id", id, "error", err)
+		},
+	})
+	knative, err := versioned.NewForConfig(server.ClientConfig())
+	if err != nil {
+		return fmt.Errorf("knative client: %w", err)
+	}
+	kube, err := kubernetes.NewForConfig(server.ClientConfig())
+	if err != nil {
+		return fmt.Errorf("kubernetes client: %w", err)
+	}
+	var c *serving.Controller
+	f = fleet.New(fleet.Config{Node: l.node, Traffic: g, Log: log, OnEvent: func(e fleet.Event) { c.OnEvent(e) }})
+	c = serving.New(serving.Config{
+		Knative: knative, Kube: kube, Fleet: f, Router: g, Logs: l.logs, Log: log,
+		Images:   &imageSource{store: l.images, registry: at.registry.Addr().String(), insecure: cfg.InsecureRegistries},
+		Domain:   cfg.domain(at.gateway.Addr()),
+		Defaults: serving.Defaults{Driver: l.driver, IdleAfter: cfg.IdleAfter},
+	})
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	wait, err := c.Run(running)
+	if err != nil {
+		cancel()
+		return err
+	}
+	go collect(running, l.images, cfg.StoreBytes, log)
+	// Down: no new work, requests drained, instances stopped, then the rest.
+	d.onStop("controller's work", func(ctx context.Context) error { return waitFor(ctx, wait) })
+	d.onStop("instances", func(ctx context.Context) error {
+		_ = f.Close(ctx) // what has not drained in time is killed
+		return l.node.Close(context.WithoutCancel(ctx))
+	})
+	d.onStop("controller", func(context.Context) error { cancel(); return nil })
+
+	d.serve("registry", at.registry, safeServer(l.images.RegistryHandler()))
+	d.serve("metrics", at.metrics, safeServer(metricsHandler(l.registry)))
+	d.serve("admin", at.admin, safeServer(admin.Handler(&backend{lower: l}, log)))
+	d.serve("gateway", at.gateway, gateway.NewServer(g, log))
+	d.onStop("requests", g.Drain)
+	at.taken = true
+
+	d.endpoints = Endpoints{
+		PID: os.Getpid(), Gateway: at.gateway.Addr().String(), API: server.URL(),
+		Registry: at.registry.Addr().String(), Metrics: at.metrics.Addr().String(),
+		Domain: cfg.Domain, Kubeconfig: filepath.Join(cfg.Run, kubeconfig), Admin: filepath.Join(cfg.Run, adminSocket),
+	}
+	if err := d.endpoints.write(cfg.Run); err != nil {
+		return fmt.Errorf("write endpoints: %w", err)
+	}
+	d.onStop("endpoints", func(context.Context) error { return os.Remove(filepath.Join(cfg.Run, endpointsFile)) })
+	return nil
+}
+
+// serve serves until the daemon stops.
+func (d *Daemon) serve(name string, l net.Listener, s *http.Server) {
+	go func() {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			d.failed <- fmt.Errorf("serve %s: %w", name, err)
+		}
+	}()
+	d.onStop(name, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if err := s.Shutdown(ctx); err != nil {
+			return s.Close() // followers of logs, for example, never end
+		}
+		return nil
+	})
+}
+
+func waitFor(ctx context.Context, wait func()) error {
+	done := make(chan struct{})
+	go func() { wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func newNodeID() string {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
+	return hex.EncodeToString(b[:])
+}
+
+func poolSizes(drivers []sandbox.Driver, chosen string, n int) map[sandbox.LinkKind]int {
+	for _, d := range drivers {
+		if d.Name() == chosen {
+			return map[sandbox.LinkKind]int{d.Capabilities().Link: n}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,171 @@
+// Package fleet keeps each revision at the number of instances it should
+// have: it asks the autoscaler, starts instances on the node, hands them to
+// the gateway, and drains and stops them.
+package fleet
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/skep-dev/skep/internal/autoscale"
+	"github.com/skep-dev/skep/internal/gateway"
+	"github.com/skep-dev/skep/internal/node"
+)
+
+// Launcher starts instances.
+type Launcher interface {
+	Launch(ctx context.Context, l node.Launch) (*node.Instance, error)
+}
+
+// Traffic is what a fleet tells and asks the gateway.
+type Traffic interface {
+	AddInstance(key gateway.RevisionKey, i gateway.Instance) bool
+	RemoveInstance(key gateway.RevisionKey, id string) (drained <-chan struct{})
+	FailWaiting(key gateway.RevisionKey, err error)
+	Stats(key gateway.RevisionKey) (gateway.Stats, bool)
+}
+
+// Spec is the desired state of a revision.
+type Spec struct {
+	Key    gateway.RevisionKey
+	Launch node.Launch
+	Policy autoscale.Policy
+	// Grace is how long an instance may take to end after its last request.
+	Grace time.Duration
+}
+
+// Event is something that happened to a revision and that its owner should see.
+type Event struct {
+	Key    gateway.RevisionKey
+	Reason string // a word, as in Kubernetes events
+	Err    error
+}
+
+// Config says what a fleet works with.
+type Config struct {
+	Node    Launcher
+	Traffic Traffic
+	Log     *slog.Logger
+	// OnEvent is called for failures of instances. It must not block.
+	OnEvent func(Event)
+	// OnScale is called when the number of ready instances has changed. It
+	// must not block.
+	OnScale func(key gateway.RevisionKey, ready int)
+	// Starts bounds how many instances start at the same time on this node;
+	// 0 means twice the CPUs, at least 4: starting is CPU-bound.
+	Starts int
+}
+
+// Fleet keeps any number of revisions. It is safe for concurrent use.
+type Fleet struct {
+	cfg    Config
+	starts chan struct{} // a semaphore
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu        sync.Mutex
+	revisions map[gateway.RevisionKey]*revision
+	closed    bool
+}
+
+// New returns an empty fleet.
+func New(cfg Config) *Fleet {
+	if cfg.Starts <= 0 {
+		cfg.Starts = max(4, 2*runtime.NumCPU())
+	}
+	if cfg.OnEvent == nil {
+		cfg.OnEvent = func(Event) {}
+	}
+	if cfg.OnScale == nil {
+		cfg.OnScale = func(gateway.RevisionKey, int) {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Fleet{cfg: cfg, starts: make(chan struct{}, cfg.Starts), ctx: ctx, cancel: cancel,
+		revisions: map[gateway.RevisionKey]*revision{}}
+}
+
+// Set adds a revision or changes what an existing one should be. Instances
+// that run keep what they were started with.
+func (f *Fleet) Set(s Spec) {
+	if r := f.getOrAdd(s); r != nil {
+		r.setSpec(s) // without f.mu, which Poke takes
+	}
+}
+
+func (f *Fleet) getOrAdd(s Spec) *revision {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil
+	}
+	r := f.revisions[s.Key]
+	if r == nil {
+		r = newRevision(f, s)
+		f.revisions[s.Key] = r
+		go r.run()
+	}
+	return r
+}
+
+// Poke makes the fleet look at a revision now, because a request waits.
+func (f *Fleet) Poke(key gateway.RevisionKey) {
+	if r := f.get(key); r != nil {
+		r.poke()
+	}
+}
+
+// Ready is the number of instances that take requests now.
+func (f *Fleet) Ready(key gateway.RevisionKey) int {
+	if r := f.get(key); r != nil {
+		return r.readyCount()
+	}
+	return 0
+}
+
+// Ensure waits until the revision has an instance, starting one if there is
+// none. The error is that of the start, most often a *node.StartError.
+func (f *Fleet) Ensure(ctx context.Context, key gateway.RevisionKey) error {
+	r := f.get(key)
+	if r == nil {
+		return errUnknown(key)
+	}
+	return r.ensure(ctx)
+}
+
+// Remove drains and stops all instances of a revision, and forgets it. It
+// returns when they are gone or ctx ends.
+func (f *Fleet) Remove(ctx context.Context, key gateway.RevisionKey) error {
+	f.mu.Lock()
+	r := f.revisions[key]
+	delete(f.revisions, key)
+	f.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	return r.close(ctx)
+}
+
+// Close removes every revision.
+func (f *Fleet) Close(ctx context.Context) error {
+	f.mu.Lock()
+	f.closed = true
+	all := f.revisions
+	f.revisions = map[gateway.RevisionKey]*revision{}
+	f.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, r := range all {
+		wg.Go(func() { _ = r.close(ctx) })
+	}
+	wg.Wait()
+	f.cancel()
+	return ctx.Err()
+}
+
+func (f *Fleet) get(key gateway.RevisionKey) *revision {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.revisions[key]
+}

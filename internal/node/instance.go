@@ -1,0 +1,152 @@
+package node
+
+import (
+	"context"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// Instance is one running sandbox of a revision.
+type Instance struct {
+	node    *Node
+	launch  Launch
+	id      string
+	sandbox sandbox.Sandbox
+	log     *logs.Log
+	phases  []sandbox.Phase
+	readyAt time.Time
+
+	done chan struct{} // closed when the instance has ended and given all back
+	exit sandbox.Exit  // valid then
+
+	stopping sync.Once
+	cleaning sync.Once
+	undo     []func(context.Context) error // in the order acquired
+}
+
+// ID is the sandbox's.
+func (i *Instance) ID() string { return i.id }
+
+// Launch is what the instance was started with.
+func (i *Instance) Launch() Launch { return i.launch }
+
+// ReadyAt is when the instance became ready.
+func (i *Instance) ReadyAt() time.Time { return i.readyAt }
+
+// Phases says how long each step to ready took, in order: those of the
+// node, with the driver's own steps in place of "create" and "start" where
+// it tells them.
+func (i *Instance) Phases() []sandbox.Phase {
+	inner := i.sandbox.Phases()
+	if len(inner) == 0 {
+		return i.phases
+	}
+	var out []sandbox.Phase
+	for _, p := range i.phases {
+		switch p.Name {
+		case "create":
+			out = append(out, inner...)
+		case "start":
+		default:
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Dial connects to the function's port.
+func (i *Instance) Dial(ctx context.Context) (net.Conn, error) {
+	return i.sandbox.Dial(ctx, i.launch.Port)
+}
+
+// Exec runs another process beside the function.
+func (i *Instance) Exec(ctx context.Context, e sandbox.Exec) (sandbox.Exit, error) {
+	return i.sandbox.Exec(ctx, e)
+}
+
+// Stats measures what the instance uses now.
+func (i *Instance) Stats(ctx context.Context) (sandbox.Stats, error) { return i.sandbox.Stats(ctx) }
+
+// Done is closed when the instance has ended, by itself or by Stop, and has
+// given back all it held.
+func (i *Instance) Done() <-chan struct{} { return i.done }
+
+// Exit says how the function's process ended. It is valid after Done.
+func (i *Instance) Exit() sandbox.Exit { return i.exit }
+
+// Tail returns the last lines the function printed.
+func (i *Instance) Tail() []string { return i.log.Tail() }
+
+// watch waits for the end of the process and cleans up after it.
+func (i *Instance) watch() {
+	ctx := context.Background()
+	exit, err := i.sandbox.Wait(ctx)
+	if err != nil {
+		exit = sandbox.Exit{Code: 255, Reason: err.Error(), At: time.Now()}
+	}
+	i.exit = exit
+	i.clean(ctx)
+	i.node.mu.Lock()
+	delete(i.node.instances, i.id)
+	i.node.mu.Unlock()
+	close(i.done)
+}
+
+// Stop asks the function to end with SIGTERM, gives it the grace, then kills
+// it. It returns when all that the instance held is free, or ctx ends.
+func (i *Instance) Stop(ctx context.Context, grace time.Duration) error {
+	i.stopping.Do(func() {
+		go i.stop(context.WithoutCancel(ctx), grace)
+	})
+	select {
+	case <-i.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (i *Instance) stop(ctx context.Context, grace time.Duration) {
+	if grace > 0 {
+		signalling, cancel := context.WithTimeout(ctx, min(grace, 5*time.Second))
+		err := i.sandbox.Signal(signalling, syscall.SIGTERM)
+		cancel()
+		if err == nil {
+			select {
+			case <-i.done:
+				return
+			case <-time.After(grace):
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
+	defer cancel()
+	if err := i.sandbox.Destroy(ctx); err != nil {
+		i.node.cfg.Log.Error("stop instance", "id", i.id, "error", err)
+	}
+}
+
+// onClean adds a step to undo. Only start calls it.
+func (i *Instance) onClean(f func(context.Context) error) { i.undo = append(i.undo, f) }
+
+// clean undoes what start did, last first. It ends at a step that fails:
+// the earlier ones (journal record, network) would pull the ground from under
+// a sandbox that still lives. The record stays, and the next start of the
+// node tries again.
+func (i *Instance) clean(ctx context.Context) {
+	i.cleaning.Do(func() {
+		ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
+		defer cancel()
+		for n := len(i.undo) - 1; n >= 0; n-- {
+			if err := i.undo[n](ctx); err != nil {
+				i.node.cfg.Log.Error("clean up after instance", "id", i.id, "error", err)
+				return
+			}
+		}
+	})
+}

@@ -1,0 +1,155 @@
+// Package node runs instances of functions on this machine. It brings
+// together what an instance needs (image, network, sandbox, log), records
+// all of it in a journal before it is made, and gives it back on every path.
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/skep-dev/skep/internal/image"
+	"github.com/skep-dev/skep/internal/network"
+	"github.com/skep-dev/skep/internal/node/journal"
+	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// Images is what a node needs of an image store.
+type Images interface {
+	// Use pins an image by digest until release is called and makes sure
+	// that its root file system exists.
+	Use(ctx context.Context, refOrDigest string) (img *image.Image, release func(), err error)
+}
+
+// Networks is what a node needs of the network.
+type Networks interface {
+	Acquire(ctx context.Context, o network.Options) (*network.Lease, error)
+}
+
+// Config says what a node works with.
+type Config struct {
+	Dir      string // its own: sandboxes live below it
+	ID       string // NodeID, 8 hexadecimal digits
+	Drivers  []sandbox.Driver
+	Journal  *journal.Journal
+	Images   Images
+	Networks Networks
+	Logs     *logs.Store
+	Log      *slog.Logger
+}
+
+// Node runs instances. It is safe for concurrent use.
+type Node struct {
+	cfg     Config
+	drivers map[string]sandbox.Driver
+
+	mu        sync.Mutex
+	instances map[string]*Instance
+}
+
+const (
+	kindSandbox  = "sandbox"
+	cleanTimeout = 30 * time.Second // for giving back what an instance held
+)
+
+// record is what the journal keeps of a sandbox.
+type record struct {
+	Driver string        `json:"driver"`
+	State  sandbox.State `json:"state"`
+}
+
+// Open makes a node and removes what an earlier process of it left behind.
+func Open(ctx context.Context, cfg Config) (*Node, error) {
+	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}}
+	for _, d := range cfg.Drivers {
+		n.drivers[d.Name()] = d
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open node: %w", err)
+	}
+	if err := n.reap(ctx); err != nil {
+		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
+	}
+	return n, nil
+}
+
+// reap removes every sandbox in the journal: after a start, none of them has
+// an owner. Those that cannot be removed stay recorded for the next start.
+func (n *Node) reap(ctx context.Context) error {
+	records, err := n.cfg.Journal.List(ctx, kindSandbox)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range records {
+		var rec record
+		if err := json.Unmarshal(r.Data, &rec); err != nil {
+			errs = append(errs, fmt.Errorf("journal record %s: %w", r.ID, err))
+			continue
+		}
+		if err := n.reapOne(ctx, rec); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		n.cfg.Log.Info("removed an orphaned sandbox", "id", r.ID, "driver", rec.Driver)
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Node) reapOne(ctx context.Context, rec record) error {
+	d := n.drivers[rec.Driver]
+	if d == nil {
+		return fmt.Errorf("sandbox %s is of driver %q, which is not there now", rec.State.ID, rec.Driver)
+	}
+	if err := d.Reap(ctx, rec.State); err != nil {
+		return fmt.Errorf("reap sandbox %s: %w", rec.State.ID, err)
+	}
+	if err := os.RemoveAll(rec.State.Dir); err != nil {
+		return fmt.Errorf("reap sandbox %s: %w", rec.State.ID, err)
+	}
+	return n.cfg.Journal.Delete(ctx, kindSandbox, rec.State.ID)
+}
+
+// Driver returns a driver by name.
+func (n *Node) Driver(name string) (sandbox.Driver, error) {
+	d := n.drivers[name]
+	if d == nil {
+		return nil, fmt.Errorf("sandbox driver %q is not available on this node", name)
+	}
+	return d, nil
+}
+
+// Instances lists what runs now, in no order.
+func (n *Node) Instances() []*Instance {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := make([]*Instance, 0, len(n.instances))
+	for _, i := range n.instances {
+		out = append(out, i)
+	}
+	return out
+}
+
+// Close stops every instance that is left.
+func (n *Node) Close(ctx context.Context) error {
+	var wg sync.WaitGroup
+	instances := n.Instances()
+	errs := make([]error, len(instances))
+	for i, inst := range instances {
+		wg.Go(func() { errs[i] = inst.Stop(ctx, 0) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (n *Node) sandboxDir(id string) string { return filepath.Join(n.cfg.Dir, id) }
+
+// CgroupParent is the cgroup that holds all of the node's sandboxes.
+func (n *Node) CgroupParent() string { return "skep-" + n.cfg.ID }

@@ -1,0 +1,241 @@
+package serving
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/retry"
+	v1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/skep-dev/skep/internal/gateway"
+	"github.com/skep-dev/skep/internal/node"
+)
+
+// Reasons of a revision that is not ready, beside those of package node.
+const (
+	reasonInvalid  = "InvalidSpec"
+	reasonDeadline = "ProgressDeadlineExceeded"
+)
+
+// rollout proves a new revision and moves the traffic to it.
+type rollout struct {
+	revision string
+	cancel   context.CancelFunc
+}
+
+func (r *rollout) stop() {
+	if r != nil {
+		r.cancel()
+	}
+}
+
+// startRollout begins in the background; the service is looked at again when
+// it is over. The caller holds sv.mu.
+func (c *Controller) startRollout(ctx context.Context, key cache.ObjectName, sv *served, rev *v1.Revision) *rollout {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &rollout{revision: rev.Name, cancel: cancel}
+	c.work.Go(func() {
+		defer cancel()
+		err := c.prove(ctx, rev)
+		if ctx.Err() != nil {
+			// Superseded, deleted or shutting down. A successor's
+			// revision is another one, so this one is nobody's.
+			if c.isCurrent(key, sv, r) == nil {
+				c.retire(gateway.RevisionKey{Namespace: rev.Namespace, Name: rev.Name})
+			}
+			return
+		}
+		c.finish(ctx, key, sv, r, rev, err)
+		c.queue.Add(key)
+	})
+	return r
+}
+
+// isCurrent returns r if it still is the newest roll-out of its service.
+func (c *Controller) isCurrent(key cache.ObjectName, sv *served, r *rollout) *rollout {
+	c.mu.Lock()
+	same := c.served[key] == sv
+	c.mu.Unlock()
+	sv.mu.Lock()
+	defer sv.mu.Unlock()
+	if same && sv.rollout == r {
+		return r
+	}
+	return nil
+}
+
+// prove fetches the image and starts the first instance.
+func (c *Controller) prove(ctx context.Context, rev *v1.Revision) error {
+	p, err := translate(rev, c.cfg.Defaults)
+	if err != nil {
+		return &node.StartError{Reason: reasonInvalid, Err: err}
+	}
+	err = c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
+		s.MarkContainerHealthyUnknown("Deploying", "")
+		s.MarkResourcesAvailableUnknown("Deploying", "")
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, p.deadline, fmt.Errorf("not ready within the progress deadline of %s", p.deadline))
+	defer cancel()
+	img, err := c.cfg.Images.Ensure(ctx, p.fleet.Launch.Image, p.alwaysPull)
+	if err != nil {
+		return &node.StartError{Reason: node.ReasonImage, Err: err}
+	}
+	err = c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
+		s.ContainerStatuses = []v1.ContainerStatus{{Name: rev.Spec.Containers[0].Name, ImageDigest: pinned(p.fleet.Launch.Image, img.Digest)}}
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.pin(ctx, p.gateway.Key, img.Digest); err != nil {
+		return &node.StartError{Reason: node.ReasonImage, Err: err}
+	}
+	p.fleet.Launch.Image = img.Digest
+	c.cfg.Router.SetRevision(p.gateway)
+	c.cfg.Fleet.Set(p.fleet)
+	if p.initial == 0 && p.fleet.Policy.MinScale == 0 {
+		return nil
+	}
+	err = c.cfg.Fleet.Ensure(ctx, p.gateway.Key)
+	if err != nil && errors.Is(err, context.DeadlineExceeded) {
+		var se *node.StartError
+		if !errors.As(err, &se) {
+			return &node.StartError{Reason: reasonDeadline, Err: context.Cause(ctx)}
+		}
+	}
+	return err
+}
+
+// activate makes a revision that was proved earlier take requests.
+func (c *Controller) activate(ctx context.Context, key cache.ObjectName, rev *v1.Revision) error {
+	p, err := translate(rev, c.cfg.Defaults)
+	if err != nil {
+		return err
+	}
+	if st := rev.Status.ContainerStatuses; len(st) > 0 {
+		img, err := c.cfg.Images.Ensure(ctx, st[0].ImageDigest, false)
+		if err != nil {
+			return err
+		}
+		if err := c.pin(ctx, p.gateway.Key, img.Digest); err != nil {
+			return err
+		}
+		p.fleet.Launch.Image = img.Digest
+	}
+	c.cfg.Router.SetRevision(p.gateway)
+	c.cfg.Fleet.Set(p.fleet)
+	return c.route(key, p.gateway.Key)
+}
+
+func (c *Controller) route(key cache.ObjectName, rev gateway.RevisionKey) error {
+	return errors.Join(
+		c.cfg.Router.SetRoute(c.cfg.Domain.host(key.Namespace, key.Name), rev),
+		c.cfg.Router.SetRoute(localHost(key.Namespace, key.Name), rev))
+}
+
+// finish records how the roll-out ended and, if well, moves the traffic.
+func (c *Controller) finish(ctx context.Context, key cache.ObjectName, sv *served, r *rollout, rev *v1.Revision, err error) {
+	name := gateway.RevisionKey{Namespace: rev.Namespace, Name: rev.Name}
+	if err != nil {
+		c.fail(ctx, rev, err)
+		c.retire(name)
+		return
+	}
+	markErr := c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
+		s.MarkContainerHealthyTrue()
+		s.MarkResourcesAvailableTrue()
+		s.MarkActiveTrue()
+	})
+	if markErr != nil && ctx.Err() == nil {
+		c.cfg.Log.Warn("write revision status", "revision", rev.Name, "error", markErr)
+	}
+	sv.mu.Lock()
+	defer sv.mu.Unlock()
+	if sv.rollout != r || ctx.Err() != nil {
+		c.work.Go(func() { c.retire(name) })
+		return
+	}
+	if err := c.route(key, name); err != nil {
+		c.cfg.Log.Error("route service", "namespace", key.Namespace, "service", key.Name, "error", err)
+		return
+	}
+	if old := sv.routed; old != "" && old != rev.Name {
+		c.work.Go(func() { c.retire(gateway.RevisionKey{Namespace: rev.Namespace, Name: old}) })
+	}
+	sv.routed = rev.Name
+	c.event(rev, corev1.EventTypeNormal, "RevisionReady", fmt.Sprintf("Revision %q takes the traffic", rev.Name))
+}
+
+// fail writes the cause of a failed roll-out into conditions and an event.
+func (c *Controller) fail(ctx context.Context, rev *v1.Revision, err error) {
+	reason := node.ReasonSandbox
+	var se *node.StartError
+	if errors.As(err, &se) {
+		reason = se.Reason
+	}
+	message := clip(err.Error(), 2048)
+	c.cfg.Log.Warn("revision failed", "namespace", rev.Namespace, "revision", rev.Name, "reason", reason, "error", err)
+	c.event(rev, corev1.EventTypeWarning, reason, message)
+	markErr := c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
+		switch reason {
+		case node.ReasonSandbox, node.ReasonNoDriver, node.ReasonDisk:
+			s.MarkContainerHealthyUnknown(reason, "")
+			s.MarkResourcesAvailableFalse(reason, message)
+		default:
+			s.MarkResourcesAvailableTrue()
+			s.MarkContainerHealthyFalse(reason, message)
+		}
+	})
+	if markErr != nil && ctx.Err() == nil {
+		c.cfg.Log.Warn("write revision status", "revision", rev.Name, "error", markErr)
+	}
+}
+
+func (c *Controller) markRevision(ctx context.Context, rev *v1.Revision, mark func(*v1.RevisionStatus)) error {
+	client := c.cfg.Knative.ServingV1().Revisions(rev.Namespace)
+	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		fresh, err := client.Get(ctx, rev.Name, metav1.GetOptions{})
+		if err != nil {
+			if apierrors.IsNotFound(err) {
+				return nil // its service was deleted
+			}
+			return err
+		}
+		before := fresh.Status.DeepCopy()
+		if len(fresh.Status.Conditions) == 0 {
+			fresh.Status.InitializeConditions()
+		}
+		mark(&fresh.Status)
+		fresh.Status.ObservedGeneration = fresh.Generation
+		if equality.Semantic.DeepEqual(before, &fresh.Status) {
+			return nil
+		}
+		_, err = client.UpdateStatus(ctx, fresh, metav1.UpdateOptions{})
+		return err
+	})
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return s[:n] + "..."
+	}
+	return s
+}
+
+// pinned is a reference by digest to an image that was asked for by ref.
+func pinned(ref, digest string) string {
+	repo, _, _ := strings.Cut(ref, "@")
+	if i := strings.LastIndexByte(repo, ':'); i > strings.LastIndexByte(repo, '/') {
+		repo = repo[:i]
+	}
+	return repo + "@" + digest
+}
