@@ -33,6 +33,7 @@ type GCResult struct {
 
 // GC removes what no image needs, and images as the policy allows.
 func (s *Store) GC(ctx context.Context, p Policy) (GCResult, error) {
+	s.uploads.removeIdle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var res GCResult

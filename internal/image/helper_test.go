@@ -156,3 +156,15 @@ func writeTar(t testing.TB, path string, files map[string][]byte) {
 		t.Fatal(err)
 	}
 }
+
+// writeSave writes an image as `docker save` does.
+func writeSave(t testing.TB, path string, img v1.Image) {
+	t.Helper()
+	ref, err := name.NewTag("saved:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tarball.WriteToFile(path, ref, img); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -196,11 +196,13 @@ func (s *Store) serveStart(w http.ResponseWriter, r *http.Request, repo string) 
 			return err
 		}
 		defer s.uploads.give(up)
-		if err := s.appendUpload(up, r.Body); err != nil {
-			up.drop()
-			return err
+		if err = s.appendUpload(up, r.Body); err == nil {
+			err = s.finish(w, up, repo, digest)
 		}
-		return s.finish(w, up, repo, digest)
+		if err != nil {
+			up.drop() // the client has no name for it
+		}
+		return err
 	}
 	accepted(w, repo, up.id, 0, http.StatusAccepted)
 	return nil

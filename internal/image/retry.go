@@ -20,7 +20,7 @@ func (p permanentError) Unwrap() error { return p.err }
 func permanent(err error) error { return permanentError{err} }
 
 const (
-	maxFailures = 5  // attempts in a row without progress
+	maxFailures = 4  // attempts in a row without progress
 	maxAttempts = 50 // in all
 )
 

@@ -134,7 +134,7 @@ func (s *Store) Close() error {
 	s.pulls.wait()
 	s.blobs.wait()
 	s.rootfses.wait()
-	s.mu.Lock() // whoever is starting something has started it now
+	s.mu.Lock()   // whoever is starting something has started it now
 	s.mu.Unlock() //nolint:staticcheck // a barrier
 	s.wg.Wait()
 	s.uploads.removeAll()

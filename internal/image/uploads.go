@@ -21,7 +21,7 @@ type uploads struct {
 	byID map[string]*upload
 }
 
-const uploadIdle = time.Hour // after which an upload may be dropped
+const uploadIdle = 10 * time.Minute // after which an upload is dropped
 
 type upload struct {
 	id   string
@@ -41,15 +41,9 @@ var (
 
 func (s *Store) startUpload() (*upload, error) {
 	u := &s.uploads
+	u.removeIdle()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	for id, up := range u.byID {
-		if time.Since(up.used) > uploadIdle && up.mu.TryLock() {
-			up.drop()
-			up.mu.Unlock()
-			delete(u.byID, id)
-		}
-	}
 	if s.stop.Err() != nil {
 		return nil, ErrClosed
 	}
@@ -95,6 +89,19 @@ func (u *uploads) give(up *upload) {
 	}
 	u.mu.Unlock()
 	up.mu.Unlock()
+}
+
+// removeIdle drops uploads that their clients have given up.
+func (u *uploads) removeIdle() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for id, up := range u.byID {
+		if time.Since(up.used) > uploadIdle && up.mu.TryLock() {
+			up.drop()
+			up.mu.Unlock()
+			delete(u.byID, id)
+		}
+	}
 }
 
 func (u *uploads) removeAll() {
