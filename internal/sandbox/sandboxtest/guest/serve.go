@@ -151,7 +151,7 @@ func dial(r *http.Request) (any, error) {
 		return err.Error(), nil
 	}
 	defer c.Close()
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(2 * time.Second))
 	b, err := io.ReadAll(io.LimitReader(c, 1024))
 	if err != nil {
 		return "connected, then " + err.Error(), nil
