@@ -107,13 +107,13 @@ func Build(ctx context.Context, o Options) (_ *Image, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a work folder in cache dir: %w", err)
 	}
+	var r recipe
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, removeTree(work))
+			err = errors.Join(err, closeLayers(r.layers), removeTree(work))
 		}
 	}()
 	j := &job{Options: o, work: work, epoch: epoch}
-	var r recipe
 	switch o.Runtime {
 	case Go:
 		r, err = j.golang(ctx)
