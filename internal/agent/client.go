@@ -53,21 +53,38 @@ func Connect(ctx context.Context, dial func(context.Context) (net.Conn, error), 
 // Close ends the connection; calls that are under way fail.
 func (c *Client) Close() error { return c.c.Close() }
 
-// call bounds one call and unwraps its error.
+// call bounds one call and unwraps its error. A call that nobody waits for any
+// more goes on for at most its limit: ttrpc cannot withdraw it, the agent ends
+// it by itself, and its answer must find somebody.
 func call[Q, R any](ctx context.Context, limit time.Duration, what string, f func(context.Context, Q) (R, error), q Q) (R, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	r, err := f(ctx, q)
-	if err == nil {
-		return r, nil
+	type result struct {
+		r   R
+		err error
 	}
-	if s, ok := status.FromError(err); ok {
-		err = errors.New(s.Message())
+	var none R
+	if err := ctx.Err(); err != nil {
+		return none, fmt.Errorf("agent: %s: %w", what, err)
 	}
-	if ctx.Err() != nil {
-		err = ctx.Err()
+	done := make(chan result, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+		defer cancel()
+		r, err := f(ctx, q)
+		done <- result{r, err}
+	}()
+	select {
+	case res := <-done:
+		if res.err == nil {
+			return res.r, nil
+		}
+		err := res.err
+		if s, ok := status.FromError(err); ok {
+			err = errors.New(s.Message())
+		}
+		return none, fmt.Errorf("agent: %s: %w", what, err)
+	case <-ctx.Done():
+		return none, fmt.Errorf("agent: %s: %w", what, ctx.Err())
 	}
-	return r, fmt.Errorf("agent: %s: %w", what, err)
 }
 
 // Ping proves that the agent answers and speaks our version.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/skep-dev/skep/internal/cgroup"
@@ -78,9 +80,8 @@ func (d *Driver) resolveAccel(ctx context.Context) (Accel, error) {
 	if d.accel == AccelTCG || d.proved.Load() {
 		return d.accel, nil
 	}
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	err := openKVM(d.accel)
 	if err == nil {
-		_ = f.Close()
 		// The files come first, they take their own time.
 		if _, err := d.prepare(ctx); err != nil {
 			return "", err
@@ -98,8 +99,38 @@ func (d *Driver) resolveAccel(ctx context.Context) (Accel, error) {
 	case d.accel == AccelKVM:
 		return "", fmt.Errorf("qemu: KVM does not work here: %w", err)
 	default:
-		d.log.Info("qemu: KVM does not work here, processors are emulated", "reason", err)
+		d.log.Info("qemu: no KVM, processors are emulated", "reason", err)
 		d.accel = AccelTCG
 	}
 	return d.accel, nil
+}
+
+// openKVM looks for what KVM needs, to spare most machines without it a
+// machine that hangs. Asked for KVM outright, it leaves the judgement on the
+// processor to the boot.
+func openKVM(a Accel) error {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return err
+	}
+	if a == AccelAuto && !hasVirtualization(string(b)) {
+		return errors.New("the processor has neither vmx nor svm")
+	}
+	return nil
+}
+
+// hasVirtualization looks for the extensions' flags in /proc/cpuinfo.
+func hasVirtualization(cpuinfo string) bool {
+	for line := range strings.Lines(cpuinfo) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "flags" {
+			flags := strings.Fields(value)
+			return slices.Contains(flags, "vmx") || slices.Contains(flags, "svm")
+		}
+	}
+	return false
 }

@@ -79,11 +79,12 @@ func findPayload(image []byte) ([]byte, error) {
 // scripts/extract-vmlinux does.
 func decompressor(p []byte) (io.Reader, error) {
 	r := bytes.NewReader(p)
+	// The kernel's build appends the unpacked size to all formats that do not
+	// end with it. Taken for more of the data it would be an error.
+	body := bytes.NewReader(p[:max(0, len(p)-4)])
 	switch {
 	case bytes.HasPrefix(p, []byte{0x02, 0x21, 0x4c, 0x18}):
-		// The kernel's build appends the unpacked size, which the format has
-		// no end mark to tell from another block.
-		return lz4.NewReader(bytes.NewReader(p[:len(p)-4])), nil
+		return lz4.NewReader(body), nil
 	case bytes.HasPrefix(p, []byte{0x1f, 0x8b}):
 		z, err := gzip.NewReader(r)
 		if err != nil {
@@ -92,13 +93,13 @@ func decompressor(p []byte) (io.Reader, error) {
 		z.Multistream(false)
 		return z, nil
 	case bytes.HasPrefix(p, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		return zstd.NewReader(bytes.NewReader(p[:len(p)-4]), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxKernel))
+		return zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxKernel))
 	case bytes.HasPrefix(p, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return xz.ReaderConfig{SingleStream: true}.NewReader(r)
+		return xz.NewReader(body)
 	case bytes.HasPrefix(p, []byte{0x5d, 0, 0}):
-		return lzma.NewReader(r)
+		return lzma.NewReader(body)
 	case bytes.HasPrefix(p, []byte("BZh")):
-		return bzip2.NewReader(r), nil
+		return bzip2.NewReader(body), nil
 	case bytes.HasPrefix(p, []byte(elf.ELFMAG)):
 		return r, nil
 	}

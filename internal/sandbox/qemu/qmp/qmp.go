@@ -120,6 +120,11 @@ func (c *Client) Execute(ctx context.Context, command string, arguments, result 
 	case <-ctx.Done():
 		return fmt.Errorf("qmp: %s: %w", command, ctx.Err())
 	}
+	select {
+	case <-c.closed:
+		return ErrClosed
+	default:
+	}
 	req, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
