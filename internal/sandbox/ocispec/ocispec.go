@@ -33,7 +33,6 @@ type Options struct {
 
 const (
 	defaultMemory = 256 << 20
-	defaultDisk   = 512 << 20
 	defaultPIDs   = 1024
 	maxOpenFiles  = 65536
 	// oomScoreAdj makes the kernel prefer functions to the daemon when the
@@ -42,13 +41,14 @@ const (
 )
 
 // Defaults fills in the drivers' defaults where a resource is zero. CPU has
-// none: it is not limited.
+// none: it is not limited. Disk is half the memory, because what is written
+// counts as memory: a full disk should be an error, not the end.
 func Defaults(r sandbox.Resources) sandbox.Resources {
 	if r.MemoryBytes == 0 {
 		r.MemoryBytes = defaultMemory
 	}
 	if r.DiskBytes == 0 {
-		r.DiskBytes = defaultDisk
+		r.DiskBytes = r.MemoryBytes / 2
 	}
 	if r.PIDs == 0 {
 		r.PIDs = defaultPIDs

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -247,6 +248,9 @@ func (s *container) Dial(ctx context.Context, port int) (net.Conn, error) {
 // Stats implements [sandbox.Sandbox].
 func (s *container) Stats(context.Context) (sandbox.Stats, error) {
 	st, err := s.group.Stats()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = sandbox.ErrNotRunning // destroyed
+	}
 	if err != nil {
 		return sandbox.Stats{}, fmt.Errorf("statistics of sandbox %s: %w", s.spec.ID, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 
+	gorunc "github.com/containerd/go-runc"
 	"github.com/erofs/go-erofs"
 
 	"github.com/skep-dev/skep/internal/netns"
@@ -85,7 +86,7 @@ func (d *Driver) Probe(ctx context.Context) (err error) {
 
 // checkVersion wants 1.1, the first with `run --keep`.
 func (d *Driver) checkVersion(ctx context.Context, path string) error {
-	v, err := d.client(os.TempDir(), logFile).Version(ctx)
+	v, err := (&gorunc.Runc{Command: path}).Version(ctx)
 	if err != nil {
 		return fmt.Errorf("probe runc: %s --version: %w", path, err)
 	}

@@ -163,6 +163,9 @@ func testStages(t *testing.T, s *suite) {
 			c.Close()
 			t.Error("Dial after Destroy succeeded")
 		}
+		if st, err := b.sb.Stats(s.ctx(t)); !errors.Is(err, sandbox.ErrNotRunning) {
+			t.Errorf("Stats after Destroy: %+v, %v, want ErrNotRunning", st, err)
+		}
 		if err := b.sb.Start(s.ctx(t)); err == nil {
 			t.Error("Start after Destroy succeeded")
 		}
