@@ -20,7 +20,8 @@ type Policy struct {
 	// longest ago go until the rest fits. 0 removes no images.
 	MaxBytes int64
 	// Keep, if not nil, spares images, such as those of services that are
-	// scaled to zero. Images in use are always spared.
+	// scaled to zero. Images in use are always spared. It must not call the
+	// store, which is locked meanwhile.
 	Keep func(*Image) bool
 }
 
