@@ -60,19 +60,21 @@ func (b *box) ID() string { return b.spec.ID }
 
 // bootPhases records what Create took: agentTook is what the agent says it
 // needed until it listened.
-func (b *box) bootPhases(start, listening time.Time, agentTook time.Duration) {
+func (b *box) bootPhases(begin, start, listening time.Time, agentTook time.Duration) {
 	kernel := listening.Sub(b.vm.greeted)
 	agentTook = min(max(agentTook, 0), kernel)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.phases = []sandbox.Phase{
+		{Name: "queue", Took: start.Sub(begin)},
 		{Name: "vmm", Took: b.vm.greeted.Sub(start)},
 		{Name: "kernel", Took: kernel - agentTook},
 		{Name: "agent", Took: agentTook + time.Since(listening)},
 	}
 }
 
-// Phases are vmm, kernel and agent, and process after Start.
+// Phases are queue (for other machines to boot), vmm, kernel and agent, and
+// process after Start.
 func (b *box) Phases() []sandbox.Phase {
 	b.mu.Lock()
 	defer b.mu.Unlock()

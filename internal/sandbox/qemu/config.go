@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 
 	"github.com/skep-dev/skep/internal/agent/guestbin"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
@@ -57,6 +58,7 @@ const (
 func New(c Config) (*Driver, error) {
 	d := &Driver{
 		log: c.Log, accel: c.Accel, cacheDir: c.CacheDir,
+		booting:   make(chan struct{}, runtime.NumCPU()+1),
 		preparing: make(chan struct{}, 1), probing: make(chan struct{}, 1),
 	}
 	var err error

@@ -46,6 +46,11 @@ type Driver struct {
 	preparing chan struct{} // lock of assets
 	assets    *assets
 
+	// booting has a place for each machine that may boot at the same time:
+	// more than there are processors would only make all of them late, and
+	// emulated clocks do not like to wait.
+	booting chan struct{}
+
 	probing chan struct{} // lock of accel and proved
 	accel   Accel         // auto until it is known
 	proved  atomic.Bool   // KVM works
@@ -97,6 +102,11 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 
 // boot fills in b, as far as it gets.
 func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error {
+	begin := time.Now()
+	if err := lock(ctx, d.booting); err != nil {
+		return fmt.Errorf("wait for other machines to boot: %w", err)
+	}
+	defer unlock(d.booting)
 	start := time.Now()
 	m := machine{
 		id: b.spec.ID, accel: accel, mac: b.spec.Link.MAC,
@@ -161,7 +171,7 @@ func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error 
 	if err := b.client.Configure(ctx, conf); err != nil {
 		return err
 	}
-	b.bootPhases(start, listening, time.Duration(pong.ReadyMicros)*time.Microsecond)
+	b.bootPhases(begin, start, listening, time.Duration(pong.ReadyMicros)*time.Microsecond)
 	return nil
 }
 

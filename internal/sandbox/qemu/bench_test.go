@@ -1,0 +1,145 @@
+package qemu_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/erofs/go-erofs"
+
+	"github.com/skep-dev/skep/internal/network"
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/qemu"
+	"github.com/skep-dev/skep/internal/testenv"
+)
+
+const helloSource = `package main
+import "net/http"
+func main() {
+	panic(http.ListenAndServe(":8080", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("hello")) })))
+}`
+
+// helloImage makes an image with a small Go server.
+func helloImage(b *testing.B) string {
+	b.Helper()
+	dir := b.TempDir()
+	src, bin, img := filepath.Join(dir, "main.go"), filepath.Join(dir, "hello"), filepath.Join(dir, "root.erofs")
+	if err := os.WriteFile(src, []byte(helloSource), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, src)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	program, err := os.ReadFile(bin)
+	if err != nil {
+		b.Fatal(err)
+	}
+	f, err := os.Create(img)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	w := erofs.Create(f)
+	h, err := w.Create("/hello")
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, err = io.Copy(h, bytes.NewReader(program))
+	if err := errors.Join(err, h.Chmod(0o755), h.Close(), w.Close()); err != nil {
+		b.Fatal(err)
+	}
+	return img
+}
+
+// BenchmarkColdStart boots a machine until its function has answered once, by
+// phase; cpu-ms is the host's processor time for all of it.
+func BenchmarkColdStart(b *testing.B) {
+	testenv.Root(b)
+	d := newDriver(b, qemu.AccelAuto)
+	img := helloImage(b)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	node := sandbox.NewID()[:8]
+	n, err := network.New(ctx, network.Config{Dir: b.TempDir(), NodeID: node})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer n.Close(ctx)
+	sums := map[string]time.Duration{}
+	for b.Loop() {
+		b.StopTimer()
+		lease, err := n.Acquire(ctx, network.Options{Kind: sandbox.LinkTAP})
+		if err != nil {
+			b.Fatal(err)
+		}
+		spec := &sandbox.Spec{
+			ID: sandbox.NewID(), Dir: b.TempDir(), Rootfs: img, Process: sandbox.Process{Args: []string{"/hello"}},
+			Resources: sandbox.Resources{MemoryBytes: 128 << 20}, Link: lease.Link(), Cgroup: "skep-" + node + "/bench",
+			Stdout: os.Stdout, Stderr: os.Stderr,
+		}
+		b.StartTimer()
+		for name, took := range coldStart(ctx, b, d, spec) {
+			sums[name] += took
+		}
+		b.StopTimer()
+		if err := lease.Release(ctx); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	for name, sum := range sums {
+		b.ReportMetric(float64(sum.Milliseconds())/float64(b.N), name)
+	}
+}
+
+func coldStart(ctx context.Context, b *testing.B, d *qemu.Driver, spec *sandbox.Spec) map[string]time.Duration {
+	b.Helper()
+	sb, err := d.Create(ctx, spec)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer sb.Destroy(ctx)
+	if err := sb.Start(ctx); err != nil {
+		b.Fatal(err)
+	}
+	took := map[string]time.Duration{}
+	for _, p := range sb.Phases() {
+		took[p.Name+"-ms"] = p.Took
+	}
+	begin := time.Now()
+	if err := sb.(sandbox.PortWaiter).WaitPort(ctx, 8080); err != nil {
+		b.Fatal(err)
+	}
+	took["port-ms"] = time.Since(begin)
+	begin = time.Now()
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return sb.Dial(ctx, 8080)
+	}}}
+	res, err := c.Get("http://function/")
+	if err != nil {
+		b.Fatal(err)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err = errors.Join(err, res.Body.Close()); err != nil || string(body) != "hello" {
+		b.Fatal(fmt.Errorf("%q: %w", body, err))
+	}
+	took["request-ms"] = time.Since(begin)
+	s, err := sb.Stats(ctx)
+	if err != nil {
+		b.Fatal(err)
+	}
+	took["cpu-ms"] = s.CPUTime
+	took["memory-MB"] = time.Duration(s.MemoryBytes>>20) * time.Millisecond
+	return took
+}
