@@ -65,6 +65,13 @@ func extend(path, initial, more string) error {
 	return writeFile(path, append(b, more...), 0o644)
 }
 
+// applets are the busybox commands that programs start and people use to look
+// around, where no package brings them.
+var applets = []string{"cat", "chmod", "cp", "date", "df", "dirname", "basename", "du", "env", "expr", "false", "find", "free",
+	"grep", "gunzip", "gzip", "head", "hostname", "id", "ip", "kill", "ln", "ls", "md5sum", "mkdir", "mktemp", "mv", "nc", "nproc",
+	"printf", "ps", "pwd", "readlink", "realpath", "rm", "rmdir", "sed", "sha256sum", "sleep", "sort", "stat", "tail", "tar", "tee",
+	"test", "timeout", "top", "touch", "tr", "true", "uname", "uniq", "uptime", "vi", "wc", "wget", "which", "whoami", "xargs"}
+
 // finishBase does what the packages' installation scripts would have done, and
 // returns the version of the language.
 func (j *job) finishBase(ctx context.Context, spec baseSpec, root string) (string, error) {
@@ -73,6 +80,11 @@ func (j *job) finishBase(ctx context.Context, spec baseSpec, root string) (strin
 	}
 	if err := ensureLink(root, "usr/bin/sh", "dash"); err != nil {
 		return "", err
+	}
+	for _, a := range applets {
+		if err := ensureLink(root, "usr/bin/"+a, "busybox"); err != nil {
+			return "", err
+		}
 	}
 	if err := writeCertificates(root); err != nil {
 		return "", err

@@ -34,6 +34,7 @@ var dropped = []string{
 // which might need them.
 var droppedPlain = []string{
 	"etc/cron.daily", "etc/default", "etc/init.d", "etc/kernel", "etc/update-motd.d",
+	"etc/alternatives", "etc/dpkg", "usr/bin/dpkg", "usr/bin/tar", "usr/lib/dpkg", "usr/sbin/start-stop-daemon", "usr/share/dpkg",
 	"usr/bin/openssl", "usr/bin/c_rehash", "usr/lib/systemd", "usr/lib/ssl/misc", "usr/share/perl5",
 	"usr/share/applications", "usr/share/polkit-1", "usr/share/debianutils", "usr/share/common-licenses/GFDL-1.2",
 	"usr/share/zoneinfo/right", "usr/share/zoneinfo/posix", "var/spool", "var/mail", "var/local", "var/opt", "opt",
@@ -43,7 +44,8 @@ var droppedPlain = []string{
 var droppedDeep = regexp.MustCompile(`^usr/lib/(` +
 	`[^/]+-linux-gnu/gconv/|` + // conversions between old character sets
 	`python3[^/]*/(config-|ensurepip/|idlelib/|lib2to3/|pydoc_data/|test/|turtledemo/)|` +
-	`jvm/[^/]+/(lib/ct\.sym$|lib/server/classes_nocoops\.jsa$|man/|docs/))`)
+	`jvm/[^/]+/(lib/ct\.sym$|lib/server/classes_nocoops\.jsa$|man/|docs/))|` +
+	`^usr/s?bin/dpkg-`)
 
 func keepAll(*tar.Header) bool { return true }
 
