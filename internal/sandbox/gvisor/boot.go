@@ -3,6 +3,7 @@ package gvisor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -14,11 +15,12 @@ import (
 	"gvisor.dev/gvisor/runsc/flag"
 )
 
-// Annotations with which the driver tells the sandbox process what runsc
-// would otherwise take from cgroups that it makes itself.
+// Annotations with which the driver tells the sandbox process what
+// runsc would otherwise take from cgroups that it makes itself.
 const (
 	annotationMemory = "dev.skep.memory" // bytes, as the function shall see them
 	annotationCPUs   = "dev.skep.cpus"   // as the function shall see them
+	annotationPIDs   = "dev.skep.pids"   // processes and threads that the function may have
 )
 
 // boot is runsc's command that becomes the sandbox.
@@ -28,31 +30,40 @@ type boot struct {
 
 // Execute implements subcommands.Command.
 func (b *boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
-	if err := setFromAnnotations(f); err != nil {
+	a, err := readAnnotations(f)
+	if err == nil {
+		err = errors.Join(setFlags(f, a), limitTasks(a[annotationPIDs]))
+	}
+	if err != nil {
 		return util.Errorf("boot: %v", err)
 	}
 	return b.Boot.Execute(ctx, f, args...)
 }
 
-// setFromAnnotations sets boot's flags as the spec's annotations say.
-func setFromAnnotations(f *flag.FlagSet) error {
+// readAnnotations reads the annotations of the spec.
+func readAnnotations(f *flag.FlagSet) (map[string]string, error) {
 	fd, err := strconv.Atoi(f.Lookup("spec-fd").Value.String())
 	if err != nil {
-		return fmt.Errorf("flag spec-fd: %w", err)
+		return nil, fmt.Errorf("flag spec-fd: %w", err)
 	}
 	b, err := readAt(fd)
 	if err != nil {
-		return fmt.Errorf("read spec: %w", err)
+		return nil, fmt.Errorf("read spec: %w", err)
 	}
 	var spec struct{ Annotations map[string]string }
 	if err := json.Unmarshal(b, &spec); err != nil {
-		return fmt.Errorf("read spec: %w", err)
+		return nil, fmt.Errorf("read spec: %w", err)
 	}
+	return spec.Annotations, nil
+}
+
+// setFlags sets boot's flags as the annotations say.
+func setFlags(f *flag.FlagSet, annotations map[string]string) error {
 	for annotation, name := range map[string]string{
 		annotationMemory: "total-memory",
 		annotationCPUs:   "cpu-num",
 	} {
-		if v := spec.Annotations[annotation]; v != "" {
+		if v := annotations[annotation]; v != "" {
 			if err := f.Set(name, v); err != nil {
 				return fmt.Errorf("annotation %s: %w", annotation, err)
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -184,6 +185,9 @@ func (s *instance) Phases() []sandbox.Phase {
 func (s *instance) Stats(context.Context) (sandbox.Stats, error) {
 	st, err := s.group.Stats()
 	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // destroyed
+			err = fmt.Errorf("%w: %w", sandbox.ErrNotRunning, err)
+		}
 		return sandbox.Stats{}, fmt.Errorf("measure gVisor sandbox %s: %w", s.spec.ID, err)
 	}
 	return sandbox.Stats{MemoryBytes: st.MemoryBytes, CPUTime: st.CPUTime}, nil

@@ -65,6 +65,7 @@ func newSpec(s *sandbox.Spec, image fs.FS) (*specs.Spec, error) {
 			"dev.gvisor.spec.rootfs.options": fmt.Sprintf("size=%d", r.DiskBytes),
 			annotationMemory:                 strconv.FormatInt(r.MemoryBytes, 10),
 			annotationCPUs:                   strconv.Itoa(cpus(r.CPUMillis)),
+			annotationPIDs:                   strconv.FormatInt(r.PIDs, 10),
 		},
 	})
 	if err != nil {
