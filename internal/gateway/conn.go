@@ -40,7 +40,9 @@ type upstreamConn struct {
 	peekErr   error
 	peekBuf   [1]byte
 	idleSince time.Time
-	reused    bool
+	// writeUntil is at most the write deadline: the fast lane sets it seldom.
+	writeUntil time.Time
+	reused     bool
 }
 
 func newUpstreamConn(c net.Conn) *upstreamConn {

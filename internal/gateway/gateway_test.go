@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"flag"
 	"io"
 	"log/slog"
 	"net"
@@ -13,6 +14,9 @@ import (
 )
 
 var testKey = RevisionKey{Namespace: "default", Name: "hello-00001"}
+
+// plain tests without the fast lane: go test -plain.
+var plain = flag.Bool("plain", false, "without the fast lane")
 
 const testHost = "hello.default.example.com"
 
@@ -53,7 +57,11 @@ func startGateway(t *testing.T, cfg Config, rev Revision) *testGateway {
 	}
 	srv := NewServer(g, nil)
 	served := make(chan struct{})
-	go func() { defer close(served); _ = srv.Serve(l) }()
+	var serve net.Listener = l
+	if !*plain {
+		serve = g.FastLane(l)
+	}
+	go func() { defer close(served); _ = srv.Serve(serve) }()
 	t.Cleanup(func() {
 		_ = srv.Close()
 		<-served

@@ -46,6 +46,7 @@ func (x *exchange) viaHTTP1(in *instance) (retry bool, err error) {
 // over sends the request over c, which it keeps for later or closes.
 func (x *exchange) over(c *upstreamConn, in *instance) (retry bool, err error) {
 	reuse := false
+	c.writeUntil = time.Time{}
 	_ = c.SetDeadline(x.deadline) // an error shows at the next use
 	stop := context.AfterFunc(x.r.Context(), c.abort)
 	defer func() {

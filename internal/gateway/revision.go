@@ -334,3 +334,31 @@ func (rv *revision) refuse(now time.Time) {
 	rv.failed++
 	rv.last = now
 }
+
+// tryAcquire is acquire for the fast lane: for requests that do not wait, to
+// revisions without anything special.
+func (rv *revision) tryAcquire(now time.Time) (ticket, bool) {
+	rv.mu.Lock()
+	defer rv.mu.Unlock()
+	if rv.closed != nil || rv.cfg.Protocol != HTTP1 || rv.cfg.ResponseStartTimeout > 0 {
+		return ticket{}, false
+	}
+	in := rv.pick(nil)
+	if in == nil {
+		return ticket{}, false
+	}
+	rv.take(in)
+	rv.account(now, 1)
+	rv.arrived++
+	rv.last = now
+	return ticket{inst: in, cfg: rv.cfg}, true
+}
+
+// untake undoes tryAcquire for a request that will come again by acquire.
+func (rv *revision) untake(in *instance, now time.Time) {
+	rv.release(in)
+	rv.mu.Lock()
+	defer rv.mu.Unlock()
+	rv.account(now, -1)
+	rv.arrived--
+}
