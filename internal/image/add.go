@@ -54,5 +54,5 @@ func (s *Store) addAs(ctx context.Context, img v1.Image, canonical string, repor
 		}
 		return r, 0, nil
 	}
-	return s.ingest(ctx, canonical, raw, mediaType, s.cfg.Platform, open, report)
+	return s.ingest(ctx, canonical, raw, mediaType, open, report)
 }

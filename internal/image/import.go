@@ -116,7 +116,7 @@ func (s *Store) importLayout(ctx context.Context, all files, canonical string, p
 			}
 			continue
 		}
-		return s.ingest(ctx, canonical, raw, t, s.cfg.Platform, openFrom(all, blob), progress)
+		return s.ingest(ctx, canonical, raw, t, openFrom(all, blob), progress)
 	}
 	return nil, fmt.Errorf("%w: indexes nested too deep", ErrNotImage)
 }
@@ -222,7 +222,7 @@ func (s *Store) importDocker(ctx context.Context, all files, canonical string, p
 		return nil, err
 	}
 	open := openFrom(all, func(h v1.Hash) string { return paths[h] })
-	return s.ingest(ctx, canonical, manifest, types.OCIManifestSchema1, s.cfg.Platform, open, progress)
+	return s.ingest(ctx, canonical, manifest, types.OCIManifestSchema1, open, progress)
 }
 
 // dockerManifest makes the manifest that a `docker save` archive lacks: the

@@ -12,7 +12,7 @@ import (
 
 // ingest brings an image whose manifest is at hand into the store under a
 // canonical name, and makes its root file system.
-func (s *Store) ingest(ctx context.Context, ref string, raw []byte, mediaType types.MediaType, platform v1.Platform, open blobFunc, report func(Progress)) (*Image, error) {
+func (s *Store) ingest(ctx context.Context, ref string, raw []byte, mediaType types.MediaType, open blobFunc, report func(Progress)) (*Image, error) {
 	t, err := manifestType(raw, mediaType)
 	if err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func (s *Store) ingest(ctx context.Context, ref string, raw []byte, mediaType ty
 	if err != nil {
 		return nil, err
 	}
-	config, err := s.parseConfig(rawConfig, m, platform)
+	config, err := s.parseConfig(rawConfig, m)
 	if err != nil {
 		return nil, err
 	}

@@ -90,7 +90,7 @@ func (s *Store) parseManifest(raw []byte) (*v1.Manifest, error) {
 }
 
 // parseConfig checks an image config against its manifest and our platform.
-func (s *Store) parseConfig(raw []byte, m *v1.Manifest, want v1.Platform) (*v1.ConfigFile, error) {
+func (s *Store) parseConfig(raw []byte, m *v1.Manifest) (*v1.ConfigFile, error) {
 	c, err := v1.ParseConfigFile(bytes.NewReader(raw))
 	if err != nil {
 		return nil, fmt.Errorf("%w: its config does not parse: %w", ErrNotImage, err)
@@ -103,6 +103,7 @@ func (s *Store) parseConfig(raw []byte, m *v1.Manifest, want v1.Platform) (*v1.C
 			return nil, err
 		}
 	}
+	want := s.cfg.Platform
 	if c.OS != want.OS || c.Architecture != want.Architecture {
 		return nil, fmt.Errorf("%w: it is for %s/%s, needed is %s/%s: build or choose one for that",
 			ErrWrongPlatform, orUnknown(c.OS), orUnknown(c.Architecture), want.OS, want.Architecture)
@@ -190,7 +191,7 @@ func (s *Store) load(digest v1.Hash) (*record, error) {
 		if err != nil {
 			return nil, err
 		}
-		c, err := s.parseConfig(rawConfig, m, s.cfg.Platform)
+		c, err := s.parseConfig(rawConfig, m)
 		if err != nil {
 			return nil, err
 		}

@@ -9,16 +9,12 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // PullOptions of a Pull.
 type PullOptions struct {
 	// Insecure allows plain HTTP.
 	Insecure bool
-	// Platform to choose. Default the store's; another one is refused later
-	// by Use.
-	Platform v1.Platform
 	// Keychain holds credentials. Default docker's: ~/.docker/config.json
 	// and its credential helpers.
 	Keychain authn.Keychain
@@ -43,17 +39,15 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	if o.Keychain == nil {
 		o.Keychain = authn.DefaultKeychain
 	}
-	if o.Platform.OS == "" {
-		o.Platform = s.cfg.Platform
-	}
 	if o.Timeout <= 0 {
 		o.Timeout = 30 * time.Minute
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("the pull took longer than %v: %w", o.Timeout, context.DeadlineExceeded))
 	defer cancel()
-	key := fmt.Sprintf("%s %s/%s %t %p", parsed.Name(), o.Platform.OS, o.Platform.Architecture, o.Insecure, o.Keychain)
-	if o.Keychain == authn.DefaultKeychain {
-		key = fmt.Sprintf("%s %s/%s %t", parsed.Name(), o.Platform.OS, o.Platform.Architecture, o.Insecure)
+	// Pulls with credentials of their own are only for whoever has these.
+	key := fmt.Sprintf("%s insecure=%t", parsed.Name(), o.Insecure)
+	if o.Keychain != authn.DefaultKeychain {
+		key += fmt.Sprintf(" private=%d", s.private.Add(1))
 	}
 	timeout := o.Timeout
 	img, err := s.pulls.do(ctx, s.stop, key, o.Progress, func(ctx context.Context, report func(Progress)) (*Image, error) {
@@ -88,9 +82,9 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, o PullOptions, rep
 			return nil, err
 		}
 		if !t.IsIndex() {
-			return s.ingest(ctx, ref.Name(), raw, t, o.Platform, c.blob, report)
+			return s.ingest(ctx, ref.Name(), raw, t, c.blob, report)
 		}
-		d, err := choose(raw, o.Platform)
+		d, err := choose(raw, s.cfg.Platform)
 		if err != nil {
 			return nil, err
 		}

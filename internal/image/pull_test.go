@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -396,5 +397,38 @@ func TestPullCancelled(t *testing.T) {
 	}
 	if _, err := s.Pull(t.Context(), hostOf(hanging)+"/app:v2", PullOptions{Insecure: true, Timeout: time.Nanosecond}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("timeout: %v", err)
+	}
+}
+
+type keychain authn.AuthConfig
+
+func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
+	return authn.FromConfig(authn.AuthConfig(k)), nil
+}
+
+func TestPullWithCredentials(t *testing.T) {
+	t.Parallel()
+	srv := registryServer(t)
+	push(t, hostOf(srv)+"/app:v1", simpleImage(t, "v1"))
+	guarded := proxyTo(t, srv, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if user, password, _ := r.BasicAuth(); user != "me" || password != "secret" {
+				w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	s := openStore(t)
+	ref := hostOf(guarded) + "/app:v1"
+	for password, want := range map[string]error{"secret": nil, "wrong": ErrUnauthorized} {
+		_, err := s.Pull(t.Context(), ref, PullOptions{Insecure: true, Keychain: keychain{Username: "me", Password: password}})
+		if !errors.Is(err, want) {
+			t.Errorf("password %q: %v", password, err)
+		}
+		if err != nil && strings.Contains(err.Error(), password) {
+			t.Errorf("the error tells the password: %v", err)
+		}
 	}
 }

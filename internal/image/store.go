@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -28,7 +29,7 @@ type Config struct {
 	MaxFiles int
 	// MaxUploads bounds unfinished uploads to the registry endpoint. Default 64.
 	MaxUploads int
-	// Platform of the images. Default linux and this machine's architecture.
+	// Platform of all images in the store. Default linux and this machine's architecture.
 	Platform v1.Platform
 }
 
@@ -48,6 +49,7 @@ type Store struct {
 	rootfses flights[struct{}]
 	slots    chan struct{} // bounds concurrent flattening
 	uploads  uploads
+	private  atomic.Int64 // numbers pulls that must not be shared
 
 	mu     sync.Mutex
 	index  index
