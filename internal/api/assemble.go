@@ -40,7 +40,7 @@ const (
 
 	requestTimeout = 60 * time.Second
 	// How long closing waits for watches, and then for connections.
-	watchGrace, connectionGrace = time.Second, 2 * time.Second
+	watchGrace, connectionGrace = 300 * time.Millisecond, 2 * time.Second
 )
 
 // buildVersion is the Kubernetes release whose machinery is embedded, which
@@ -124,7 +124,11 @@ func assemble(listener net.Listener, endpoint, token string, ca *authority) (*as
 			AuthResolverWrapper:  webhook.NewDefaultAuthenticationInfoResolverWrapper(nil, nil, loopback, noop.NewTracerProvider()),
 		},
 	}
-	server, err := full.Complete().New(genericapiserver.NewEmptyDelegate())
+	authenticator := config.Authentication.Authenticator
+	completed := full.Complete()
+	// Completing has wrapped ours, which knows the in-process client already.
+	completed.GenericConfig.Authentication.Authenticator = authenticator
+	server, err := completed.New(genericapiserver.NewEmptyDelegate())
 	if err != nil {
 		return nil, fmt.Errorf("assemble API server: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -92,7 +93,16 @@ func newAuthenticator(users map[string]user.Info) authenticator.Request {
 	for _, path := range publicPaths {
 		public = append(public, apiserver.AnonymousAuthCondition{Path: path})
 	}
-	return union.New(bearertoken.New(byToken), anonymous.NewAuthenticator(public))
+	bearer := bearertoken.New(byToken)
+	return union.New(
+		authenticator.RequestFunc(func(r *http.Request) (*authenticator.Response, bool, error) {
+			// A wrong token is an answer (401), not an error: strangers do not
+			// write our log.
+			response, ok, _ := bearer.AuthenticateRequest(r)
+			return response, ok, nil
+		}),
+		anonymous.NewAuthenticator(public),
+	)
 }
 
 // newAuthorizer lets privileged users do all, and everybody read the public

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -50,7 +51,14 @@ func (libraryHandler) Enabled(ctx context.Context, level slog.Level) bool {
 }
 
 func (h libraryHandler) Handle(ctx context.Context, record slog.Record) error {
-	out := slog.NewRecord(record.Time, lower(record.Level), record.Message, record.PC)
+	level := lower(record.Level)
+	if strings.Contains(record.Message, context.Canceled.Error()) {
+		level = slog.LevelDebug // it was told to stop: no news
+	}
+	if !libraryLog.Load().Enabled(ctx, level) {
+		return nil
+	}
+	out := slog.NewRecord(record.Time, level, record.Message, record.PC)
 	out.AddAttrs(h.attrs...)
 	record.Attrs(func(a slog.Attr) bool {
 		out.AddAttrs(a)
@@ -72,7 +80,7 @@ func (logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
 
 func (logrusHook) Fire(entry *logrus.Entry) error {
 	level := slog.LevelDebug
-	if entry.Level <= logrus.WarnLevel {
+	if entry.Level <= logrus.WarnLevel && !strings.Contains(entry.Message, context.Canceled.Error()) {
 		level = slog.LevelWarn
 	}
 	libraryLog.Load().Log(context.Background(), level, entry.Message, "component", "kine")

@@ -23,6 +23,9 @@ const DefaultListen = "127.0.0.1:6443"
 // startTimeout bounds Start; a first start takes about a second.
 const startTimeout = 60 * time.Second
 
+// hookTimeout bounds waiting for a starting server that is to be stopped.
+const hookTimeout = 10 * time.Second
+
 // ErrLocked is what Start returns where another process serves the folder.
 var ErrLocked = kinestore.ErrLocked
 
@@ -50,6 +53,7 @@ type Server struct {
 	loopback *rest.Config
 	store    *kinestore.Store
 
+	healthy       func(context.Context) error // waits for the post-start hooks
 	stopServing   context.CancelFunc
 	served        chan struct{} // closed when the server has stopped
 	serveErr      error         // valid once served is closed
@@ -116,13 +120,19 @@ func Start(ctx context.Context, config Config) (_ *Server, err error) {
 	generic := built.apiextensions.GenericAPIServer
 	s.loopback = rest.CopyConfig(generic.LoopbackClientConfig)
 	s.url = s.loopback.Host
+	client, err := coreClient(s.loopback)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		generic.Destroy()
+		listener.Close()
+		return nil, fmt.Errorf("start API server: %w", err)
+	}
+	s.healthy = func(ctx context.Context) error { return awaitHealthy(ctx, client, s.served) }
 	s.serve(ctx, built)
 
-	client, err := coreClient(s.loopback)
-	if err != nil {
-		return nil, err
-	}
-	if err := awaitHealthy(ctx, client, s.served); err != nil {
+	if err := s.healthy(ctx); err != nil {
 		return nil, err
 	}
 	if err := installDefinitions(ctx, s.loopback); err != nil {
@@ -177,7 +187,7 @@ func (s *Server) ClientConfig() *rest.Config { return rest.CopyConfig(s.loopback
 // Done is closed when the server has stopped, by Close or by itself.
 func (s *Server) Done() <-chan struct{} { return s.served }
 
-// Close lets requests in flight finish (watches, a second), stops everything
+// Close lets requests in flight finish (watches a moment), stops everything
 // and closes the database. If ctx ends before, Close returns its error and
 // stopping goes on.
 func (s *Server) Close(ctx context.Context) error {
@@ -201,6 +211,12 @@ func (s *Server) stop() {
 		<-s.collected
 	}
 	if s.stopServing != nil {
+		// The machinery ends the process where a post-start hook fails, and
+		// one that is stopped before it has done its work does: let them
+		// finish, which takes part of a second.
+		ctx, cancel := context.WithTimeout(context.Background(), hookTimeout)
+		_ = s.healthy(ctx)
+		cancel()
 		s.stopServing()
 		<-s.served
 	}

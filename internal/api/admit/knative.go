@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -30,6 +31,11 @@ var (
 	_ admission.MutationInterface   = (*Knative)(nil)
 	_ admission.ValidationInterface = (*Knative)(nil)
 )
+
+// insecureDefaults begins a warning that Knative gives on nearly every
+// manifest, about Linux capabilities, root and seccomp in a shared kernel. A
+// function has a sandbox around it, and no use for the warning.
+const insecureDefaults = "Kubernetes default value is insecure"
 
 const validationHook = "validation.webhook.serving.knative.dev"
 const mutationHook = "webhook.serving.knative.dev"
@@ -103,7 +109,9 @@ func (k *Knative) Validate(ctx context.Context, a admission.Attributes, _ admiss
 	}
 	if warnings := result.Filter(apis.WarningLevel); warnings != nil {
 		for _, w := range warnings.WrappedErrors() {
-			warning.AddWarning(ctx, "", w.Error())
+			if !strings.HasPrefix(w.Error(), insecureDefaults) {
+				warning.AddWarning(ctx, "", w.Error())
+			}
 		}
 	}
 	if refusal := result.Filter(apis.ErrorLevel); refusal != nil {

@@ -45,7 +45,7 @@ func (n *Namespaces) Admit(ctx context.Context, a admission.Attributes, _ admiss
 	}
 	namespace, err := n.Get(ctx, a.GetNamespace())
 	if apierrors.IsNotFound(err) {
-		return err // names the namespace
+		return apierrors.NewNotFound(corev1.Resource("namespaces"), a.GetNamespace())
 	}
 	if err != nil {
 		return apierrors.NewInternalError(fmt.Errorf("read namespace %q: %w", a.GetNamespace(), err))
