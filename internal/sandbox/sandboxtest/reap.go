@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,13 +24,13 @@ const ownerEnv = "SKEP_SANDBOXTEST_OWNER"
 type ownerJob struct {
 	Spec   sandbox.Spec // without files
 	Stdout string
-	Stage  string // "creating", "created", "started", "exited" or "destroying"
+	Stage  string // "creating", "created", "starting", "started", "exited" or "destroying"
 }
 
 const ownerReady = "sandboxtest: owner is ready"
 
 func testReap(t *testing.T, s *suite) {
-	for _, stage := range []string{"creating", "created", "started", "exited", "destroying"} {
+	for _, stage := range []string{"creating", "created", "starting", "started", "exited", "destroying"} {
 		t.Run(stage, func(t *testing.T) {
 			b := s.prepare(t, false, func(spec *sandbox.Spec) {
 				if stage == "exited" {
@@ -37,6 +38,9 @@ func testReap(t *testing.T, s *suite) {
 				}
 			})
 			owner := startOwner(t, b, stage)
+			if stage == "creating" || stage == "starting" { // somewhere in the middle
+				time.Sleep(rand.N(100 * time.Millisecond))
+			}
 			// SIGKILL, as from the kernel: the owner can clean up nothing.
 			if err := owner.Process.Kill(); err != nil {
 				t.Fatal(err)
@@ -151,6 +155,9 @@ func runOwner(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, text st
 	sb, err := driver.Create(ctx, spec)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if job.Stage == "starting" {
+		fmt.Println(ownerReady)
 	}
 	if job.Stage != "created" {
 		if err := sb.Start(ctx); err != nil {
