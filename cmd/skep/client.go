@@ -46,6 +46,7 @@ func newClient(g *globals) (*client, error) {
 		return nil, coded(exitNoDaemon, fmt.Errorf("--kubeconfig: %w", err))
 	}
 	cfg.QPS, cfg.Burst = 100, 100
+	cfg.WarningHandler = rest.NoWarnings{} // of defaults that Knative may change one day
 	c := &client{g: g, endpoints: e, node: admin.NewClient(e.Admin)}
 	return c, c.connect(cfg)
 }

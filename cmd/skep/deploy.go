@@ -23,6 +23,7 @@ import (
 	v1 "knative.dev/serving/pkg/apis/serving/v1"
 
 	"github.com/skep-dev/skep/internal/api/manifest"
+	"github.com/skep-dev/skep/internal/daemon"
 	"github.com/skep-dev/skep/internal/serving"
 )
 
@@ -221,7 +222,8 @@ func validate(s *v1.Service) error {
 	c := s.DeepCopy()
 	ctx := apis.WithinCreate(context.Background())
 	c.SetDefaults(ctx)
-	if err := c.Validate(ctx); err != nil {
+	// Knative also warns of defaults that it may change one day.
+	if err := c.Validate(ctx).Filter(apis.ErrorLevel); err != nil {
 		return err
 	}
 	return nil
@@ -291,8 +293,9 @@ func apply(ctx context.Context, c *client, s *v1.Service) (applied *v1.Service, 
 }
 
 func baseCache(g *globals) string {
-	if g.data != "" {
-		return filepath.Join(g.data, "cache", "bases")
+	dir := g.dataDir()
+	if dir == "" {
+		dir = daemon.DefaultConfig().Data
 	}
-	return "/var/lib/skep/cache/bases"
+	return filepath.Join(dir, "cache", "bases")
 }

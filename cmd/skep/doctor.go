@@ -56,7 +56,7 @@ It changes nothing; 'skep up' proves the chosen driver by a real start.`,
 }
 
 func doctor(g *globals) []check {
-	data := g.data
+	data := g.dataDir()
 	if data == "" {
 		data = "/var/lib"
 	}

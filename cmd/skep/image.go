@@ -94,9 +94,15 @@ func buildAndPush(ctx context.Context, r buildRequest, p *progress) (string, err
 	return push(ctx, img, r.ref, p)
 }
 
-// push stores an image on the node through its registry.
+// push stores an image on the node through its registry. A reference without
+// a tag gets one of the image's own, so that an earlier image under the name,
+// which a revision may still run, keeps its.
 func push(ctx context.Context, img v1.Image, ref string, p *progress) (string, error) {
-	tag, err := name.ParseReference(ref, name.Insecure)
+	digest, err := img.Digest()
+	if err != nil {
+		return "", fmt.Errorf("push %s: %w", ref, err)
+	}
+	tag, err := name.NewTag(ref, name.Insecure, name.WithDefaultTag(digest.Hex[:12]))
 	if err != nil {
 		return "", coded(exitUsage, fmt.Errorf("image name: %w", err))
 	}
@@ -105,10 +111,6 @@ func push(ctx context.Context, img v1.Image, ref string, p *progress) (string, e
 	defer cancel()
 	if err := remote.Write(tag, img, remote.WithContext(ctx)); err != nil {
 		return "", fmt.Errorf("push %s to the node's registry: %w", tag.Name(), err)
-	}
-	digest, err := img.Digest()
-	if err != nil {
-		return "", fmt.Errorf("push %s: %w", tag.Name(), err)
 	}
 	return tag.Context().Name() + "@" + digest.String(), nil
 }

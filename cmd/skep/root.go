@@ -26,13 +26,22 @@ type globals struct {
 	output     string
 }
 
-// runDir is where sockets and the kubeconfig are: below --data if that is
-// given, /run/skep if not.
-func (g *globals) runDir() string {
+// dataDir is the folder that was chosen, "" for the default ones. The
+// variable SKEP_DATA chooses it for `skep up` and for all other commands.
+func (g *globals) dataDir() string {
 	if g.data == "" {
-		return daemon.DefaultConfig().Run
+		return os.Getenv("SKEP_DATA")
 	}
-	return filepath.Join(g.data, "run")
+	return g.data
+}
+
+// runDir is where sockets and the kubeconfig are: below the data folder if
+// that is given, /run/skep if not.
+func (g *globals) runDir() string {
+	if dir := g.dataDir(); dir != "" {
+		return filepath.Join(dir, "run")
+	}
+	return daemon.DefaultConfig().Run
 }
 
 func newRoot() *cobra.Command {
@@ -55,8 +64,8 @@ kubectl works with the kubeconfig that 'skep up' writes.
 		},
 	}
 	f := root.PersistentFlags()
-	f.StringVar(&g.data, "data", "", "folder for all state, sockets and the kubeconfig (default /var/lib/skep and /run/skep)")
-	f.StringVar(&g.configFile, "config", defaultConfigFile, "configuration file: a key for each flag of a command")
+	f.StringVar(&g.data, "data-dir", "", "the --data folder of the Skep to talk to, also $SKEP_DATA (default: /run/skep)")
+	f.StringVar(&g.configFile, "config", defaultConfigFile, "configuration file of skep up: a key for each flag")
 	f.StringVar(&g.kubeconfig, "kubeconfig", "", "kubeconfig of the Skep to talk to (default: the one of --data)")
 	f.StringVarP(&g.namespace, "namespace", "n", "default", "namespace of the service")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return coded(exitUsage, err) })
@@ -65,9 +74,12 @@ kubectl works with the kubeconfig that 'skep up' writes.
 	return root
 }
 
-// loadConfig fills every flag that the command line did not give from the
-// environment (SKEP_API_LISTEN) or the configuration file (api-listen).
+// loadConfig fills the flags of `skep up` that the command line did not give
+// from the environment (SKEP_API_LISTEN) or the configuration file (api-listen).
 func loadConfig(cmd *cobra.Command, file string) error {
+	if cmd.Name() != "up" {
+		return nil
+	}
 	v := viper.New()
 	v.SetEnvPrefix("SKEP")
 	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
@@ -80,10 +92,7 @@ func loadConfig(cmd *cobra.Command, file string) error {
 	}
 	// A key that no command knows is a misspelling.
 	known := map[string]bool{}
-	for _, c := range append(cmd.Root().Commands(), cmd.Root()) {
-		c.Flags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
-		c.PersistentFlags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
-	}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
 	for _, k := range v.AllKeys() {
 		if !known[k] {
 			return fmt.Errorf("%s: unknown key %q: keys are the names of flags, such as api-listen", file, k)

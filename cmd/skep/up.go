@@ -30,8 +30,8 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
   sudo skep up --data /tmp/skep --listen 127.0.0.1:8081 --sandbox qemu`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if g.data != "" {
-				cfg.Data, cfg.Run = g.data, g.runDir()
+			if dir := g.dataDir(); dir != "" {
+				cfg.Data, cfg.Run = dir, g.runDir()
 			}
 			if err := cfg.Uplinks.UnmarshalText([]byte(uplinks)); err != nil {
 				return coded(exitUsage, fmt.Errorf("--uplinks: %w", err))
@@ -49,6 +49,7 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 		},
 	}
 	f := cmd.Flags()
+	f.StringVar(&g.data, "data", "", "folder for all state, sockets and the kubeconfig (default /var/lib/skep and /run/skep)")
 	f.StringVar(&cfg.Listen, "listen", cfg.Listen, "address of the gateway")
 	f.StringVar(&cfg.APIListen, "api-listen", cfg.APIListen, "address of the Kubernetes API")
 	f.StringVar(&cfg.RegistryListen, "registry-listen", cfg.RegistryListen, "address of the image registry (loopback)")

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
@@ -41,7 +42,7 @@ func waitReady(ctx context.Context, c *client, s *v1.Service, timeout time.Durat
 		}
 		return ready.IsTrue(), nil
 	})
-	if err != nil && (errors.Is(err, context.DeadlineExceeded) || watchtools.ErrWaitClosed == err || strings.Contains(err.Error(), "timed out")) {
+	if err != nil && (wait.Interrupted(err) || errors.Is(err, context.DeadlineExceeded)) {
 		err = coded(exitNotReady, fmt.Errorf("service %q was not ready within %s: %s (`skep describe %s` shows more)",
 			s.Name, timeout, causeOf(context.WithoutCancel(ctx), c, last), s.Name))
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"knative.dev/serving/pkg/client/clientset/versioned"
 
 	"github.com/skep-dev/skep/internal/admin"
@@ -202,11 +203,14 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 			log.Warn("dial instance", "revision", key.String(), "id", id, "error", err)
 		},
 	})
-	knative, err := versioned.NewForConfig(server.ClientConfig())
+	clients := rest.CopyConfig(server.ClientConfig())
+	clients.WarningHandler = rest.NoWarnings{} // for users, who get them too
+	clients.QPS, clients.Burst = 200, 400      // in-process: no reason to hold back
+	knative, err := versioned.NewForConfig(clients)
 	if err != nil {
 		return fmt.Errorf("knative client: %w", err)
 	}
-	kube, err := kubernetes.NewForConfig(server.ClientConfig())
+	kube, err := kubernetes.NewForConfig(clients)
 	if err != nil {
 		return fmt.Errorf("kubernetes client: %w", err)
 	}
@@ -233,7 +237,7 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 	})
 	d.onStop("controller", func(context.Context) error { cancel(); return nil })
 
-	d.serve("registry", at.registry, safeServer(l.images.RegistryHandler()))
+	d.serve("registry", at.registry, safeServer(l.images.RegistryHandler(ownNames(at.registry.Addr().String())...)))
 	d.serve("metrics", at.metrics, safeServer(metricsHandler(l.registry)))
 	d.serve("admin", at.admin, safeServer(admin.Handler(&backend{lower: l}, log)))
 	d.serve("gateway", at.gateway, gateway.NewServer(g, log))

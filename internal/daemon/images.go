@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -23,7 +24,14 @@ type imageSource struct {
 // is taken without asking the registry, unless always is set.
 func (s *imageSource) Ensure(ctx context.Context, ref string, always bool) (*image.Image, error) {
 	host, _, _ := strings.Cut(ref, "/")
-	own := host == s.registry
+	own := slices.Contains(ownNames(s.registry), host)
+	if _, digest, ok := strings.Cut(ref, "@"); ok {
+		// The content is the same wherever it came from, also from our own
+		// registry on a port of an earlier run.
+		if img, err := s.store.Get(digest); err == nil {
+			return img, nil
+		}
+	}
 	if !always || own {
 		img, err := s.store.Get(ref)
 		if err == nil {
@@ -39,10 +47,27 @@ func (s *imageSource) Ensure(ctx context.Context, ref string, always bool) (*ima
 	return s.store.Pull(ctx, ref, image.PullOptions{Insecure: slices.Contains(s.insecure, host)})
 }
 
-// Use keeps an image on the node until release is called.
-func (s *imageSource) Use(ctx context.Context, digest string) (*image.Image, func(), error) {
-	return s.store.Use(ctx, digest)
+// ownNames are the names of the node's registry in references.
+func ownNames(addr string) []string {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return []string{addr}
+	}
+	return []string{addr, net.JoinHostPort("localhost", port)}
 }
+
+// Hold keeps an image until Unhold, across restarts.
+func (s *imageSource) Hold(ctx context.Context, holder, digest string) error {
+	return s.store.Hold(ctx, holder, digest)
+}
+
+// Unhold ends what Hold began.
+func (s *imageSource) Unhold(ctx context.Context, holder string) error {
+	return s.store.Unhold(ctx, holder)
+}
+
+// Holders lists who holds images.
+func (s *imageSource) Holders() []string { return s.store.Holders() }
 
 // collect removes unused images now and then while the store is above its
 // size, until ctx ends.

@@ -19,6 +19,9 @@ func (s *Store) List() []*Image {
 	defer s.mu.Unlock()
 	var all []*Image
 	for _, d := range s.index.entries {
+		if isHold(d) {
+			continue
+		}
 		ref := d.Annotations[annotationRef]
 		img, err := s.find(ref)
 		if err != nil {
@@ -155,8 +158,8 @@ func (r *record) keys() []string {
 }
 
 // Remove takes a name, or all names of a digest, away, and frees what no
-// other image needs. It fails with ErrInUse while the image is pinned and
-// has no other name.
+// other image needs. It fails with ErrInUse while the image is pinned or held
+// and has no other name.
 func (s *Store) Remove(ctx context.Context, refOrDigest string) error {
 	key, err := s.key(refOrDigest)
 	if err != nil {
@@ -170,10 +173,13 @@ func (s *Store) Remove(ctx context.Context, refOrDigest string) error {
 		if d, ok = s.findDigest(key); !ok {
 			return fmt.Errorf("%w: %s is not in the store", ErrNotFound, shortRef(key))
 		}
-		drop = func(o v1.Descriptor) bool { return o.Digest == d.Digest }
+		drop = func(o v1.Descriptor) bool { return o.Digest == d.Digest && !isHold(o) }
 	}
-	others := slices.ContainsFunc(s.index.entries, func(o v1.Descriptor) bool { return o.Digest == d.Digest && !drop(o) })
-	if r, err := s.load(d.Digest); err == nil && !others && s.pins[r.manifest.Digest.String()] > 0 {
+	others := slices.ContainsFunc(s.index.entries, func(o v1.Descriptor) bool {
+		return o.Digest == d.Digest && !drop(o) && !isHold(o)
+	})
+	held := slices.ContainsFunc(s.index.entries, func(o v1.Descriptor) bool { return o.Digest == d.Digest && isHold(o) })
+	if r, err := s.load(d.Digest); err == nil && !others && (held || s.pins[r.manifest.Digest.String()] > 0) {
 		return fmt.Errorf("%w: %s: delete the services that run it first", ErrInUse, shortRef(key))
 	}
 	err = s.change(func(all []v1.Descriptor) []v1.Descriptor { return slices.DeleteFunc(all, drop) })

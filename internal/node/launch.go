@@ -88,7 +88,7 @@ func (i *Instance) start(ctx context.Context) error {
 	}
 	i.onClean(func(context.Context) error { return i.log.Close() })
 
-	spec := i.spec(img, lease.Link())
+	spec := i.spec(img, driver.Capabilities(), lease.Link())
 	if err := i.journal(ctx, driver, spec); err != nil {
 		return err
 	}
@@ -110,6 +110,9 @@ func (i *Instance) start(ctx context.Context) error {
 	}
 	phase("start")
 
+	if err := network.WaitCarrier(ctx, spec.Link); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
 	if err := i.awaitReady(ctx); err != nil {
 		return err
 	}
@@ -140,8 +143,12 @@ func (i *Instance) journal(ctx context.Context, d sandbox.Driver, spec *sandbox.
 // spec merges the image's configuration with the service's, as Kubernetes
 // does: command replaces the entrypoint and drops the image's arguments,
 // args replaces only the arguments.
-func (i *Instance) spec(img *image.Image, link sandbox.Link) *sandbox.Spec {
+func (i *Instance) spec(img *image.Image, can sandbox.Capabilities, link sandbox.Link) *sandbox.Spec {
 	l := &i.launch
+	rootfs := img.Rootfs
+	if !can.RootfsXattrs {
+		rootfs = img.RootfsNoXattrs
+	}
 	entrypoint, args := img.Config.Entrypoint, img.Config.Cmd
 	if len(l.Command) > 0 {
 		entrypoint, args = l.Command, nil
@@ -155,7 +162,7 @@ func (i *Instance) spec(img *image.Image, link sandbox.Link) *sandbox.Spec {
 		"K_SERVICE="+l.Service, "K_CONFIGURATION="+l.Service, "K_REVISION="+l.Revision)
 	env = append(env, l.Env...)
 	return &sandbox.Spec{
-		ID: i.id, Dir: i.node.sandboxDir(i.id), Rootfs: img.Rootfs,
+		ID: i.id, Dir: i.node.sandboxDir(i.id), Rootfs: rootfs,
 		Hostname: l.Revision,
 		Process: sandbox.Process{
 			Args: append(append([]string(nil), entrypoint...), args...),

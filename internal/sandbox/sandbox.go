@@ -66,6 +66,8 @@ type Capabilities struct {
 	OnDemandMemory bool
 	// BlockDevices: the root file system is attached as a block device.
 	BlockDevices bool
+	// RootfsXattrs: the root file system may have extended attributes.
+	RootfsXattrs bool
 }
 
 // LinkKind is the kind of network interface a sandbox is given.

@@ -51,8 +51,10 @@ type Router interface {
 type Images interface {
 	// Ensure returns the image, pulled if it is not in the store, or always.
 	Ensure(ctx context.Context, ref string, always bool) (*image.Image, error)
-	// Use keeps an image on the node until release is called.
-	Use(ctx context.Context, digest string) (img *image.Image, release func(), err error)
+	// Hold keeps an image on the node, across restarts, until Unhold.
+	Hold(ctx context.Context, holder, digest string) error
+	Unhold(ctx context.Context, holder string) error
+	Holders() []string
 }
 
 // LogRemover forgets what a revision printed.
@@ -85,8 +87,7 @@ type Controller struct {
 
 	mu     sync.Mutex
 	served map[cache.ObjectName]*served
-	pins   map[gateway.RevisionKey]func() // release the images of live revisions
-	work   sync.WaitGroup                 // roll-outs and retirements
+	work   sync.WaitGroup // roll-outs and retirements
 }
 
 // served is what runs for one Service.
@@ -101,7 +102,6 @@ func New(cfg Config) *Controller {
 	return &Controller{
 		cfg:    cfg,
 		served: map[cache.ObjectName]*served{},
-		pins:   map[gateway.RevisionKey]func(){},
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[cache.ObjectName](100*time.Millisecond, time.Minute)),
 	}
@@ -184,33 +184,6 @@ func (c *Controller) servedOf(key cache.ObjectName) *served {
 		c.served[key] = s
 	}
 	return s
-}
-
-// pin keeps the image of a revision on the node, also while it has no
-// instance, until unpin.
-func (c *Controller) pin(ctx context.Context, key gateway.RevisionKey, digest string) error {
-	_, release, err := c.cfg.Images.Use(ctx, digest)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	old := c.pins[key]
-	c.pins[key] = release
-	c.mu.Unlock()
-	if old != nil {
-		old()
-	}
-	return nil
-}
-
-func (c *Controller) unpin(key gateway.RevisionKey) {
-	c.mu.Lock()
-	release := c.pins[key]
-	delete(c.pins, key)
-	c.mu.Unlock()
-	if release != nil {
-		release()
-	}
 }
 
 // OnEvent tells the owner of a service what happened to its instances. It is

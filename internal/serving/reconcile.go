@@ -2,16 +2,19 @@ package serving
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/retry"
 	"knative.dev/pkg/kmeta"
 	apiserving "knative.dev/serving/pkg/apis/serving"
 	v1 "knative.dev/serving/pkg/apis/serving/v1"
@@ -24,7 +27,9 @@ const keepRevisions = 3
 
 // reconcile brings one service to what its spec says.
 func (c *Controller) reconcile(ctx context.Context, key cache.ObjectName) error {
-	s, err := c.services.Services(key.Namespace).Get(key.Name)
+	// From the server: the cache may lag behind our own status, and each
+	// conflict would cost a retry.
+	s, err := c.cfg.Knative.ServingV1().Services(key.Namespace).Get(ctx, key.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || err == nil && s.DeletionTimestamp != nil {
 		c.remove(key)
 		return nil
@@ -35,7 +40,11 @@ func (c *Controller) reconcile(ctx context.Context, key cache.ObjectName) error 
 	sv := c.servedOf(key)
 	sv.mu.Lock()
 	defer sv.mu.Unlock()
-	rev, err := c.ensureRevision(ctx, s)
+	ch, err := c.ensureChildren(ctx, s)
+	if err != nil {
+		return err
+	}
+	rev, err := c.ensureRevision(ctx, s, ch.configuration)
 	if err != nil {
 		return err
 	}
@@ -43,17 +52,17 @@ func (c *Controller) reconcile(ctx context.Context, key cache.ObjectName) error 
 		sv.rollout.stop()
 		sv.rollout = c.startRollout(ctx, key, sv, rev)
 	}
-	return c.updateStatus(ctx, s, rev, sv.routed)
+	return c.updateStatuses(ctx, s, ch, rev, sv.routed)
 }
 
 // ensureRevision returns the revision of the service's present template,
 // which it makes if the newest one differs.
-func (c *Controller) ensureRevision(ctx context.Context, s *v1.Service) (*v1.Revision, error) {
+func (c *Controller) ensureRevision(ctx context.Context, s *v1.Service, cfg *v1.Configuration) (*v1.Revision, error) {
 	client := c.cfg.Knative.ServingV1().Revisions(s.Namespace)
-	want := revisionOf(s)
+	want := revisionOf(s, cfg)
 	// The newest from the server, not from the cache, which may lag behind
 	// our own writes.
-	name := s.Status.LatestCreatedRevisionName
+	name := cfg.Status.LatestCreatedRevisionName
 	if name != "" {
 		newest, err := client.Get(ctx, name, metav1.GetOptions{})
 		if err == nil && sameTemplate(newest, want) {
@@ -74,69 +83,48 @@ func (c *Controller) ensureRevision(ctx context.Context, s *v1.Service) (*v1.Rev
 	if err != nil {
 		return nil, err
 	}
-	if !metav1.IsControlledBy(there, s) || !sameTemplate(there, want) {
+	if !metav1.IsControlledBy(there, cfg) || !sameTemplate(there, want) {
 		return nil, fmt.Errorf("revision name %q is taken by another revision: choose another spec.template.metadata.name", want.Name)
 	}
 	return there, nil
 }
 
 // revisionOf is the revision of a service's template, named as Knative does.
-func revisionOf(s *v1.Service) *v1.Revision {
-	r := &v1.Revision{ObjectMeta: *s.Spec.Template.ObjectMeta.DeepCopy(), Spec: *s.Spec.Template.Spec.DeepCopy()}
+func revisionOf(s *v1.Service, cfg *v1.Configuration) *v1.Revision {
+	t := &cfg.Spec.Template
+	r := &v1.Revision{ObjectMeta: *t.ObjectMeta.DeepCopy(), Spec: *t.Spec.DeepCopy()}
 	if r.Name == "" {
-		r.Name = kmeta.ChildName(s.Name, fmt.Sprintf("-%05d", s.Generation))
+		r.Name = kmeta.ChildName(s.Name, fmt.Sprintf("-%05d", cfg.Generation))
 	}
 	r.Namespace = s.Namespace
+	metav1.SetMetaDataAnnotation(&r.ObjectMeta, templateAnnotation, templateHash(t))
 	r.Labels = kmeta.UnionMaps(r.Labels, map[string]string{
 		apiserving.ServiceLabelKey:                 s.Name,
 		apiserving.ConfigurationLabelKey:           s.Name,
 		apiserving.ServiceUIDLabelKey:              string(s.UID),
-		apiserving.ConfigurationGenerationLabelKey: fmt.Sprint(s.Generation),
+		apiserving.ConfigurationUIDLabelKey:        string(cfg.UID),
+		apiserving.ConfigurationGenerationLabelKey: fmt.Sprint(cfg.Generation),
 	})
-	r.OwnerReferences = []metav1.OwnerReference{*kmeta.NewControllerRef(s)}
+	r.OwnerReferences = []metav1.OwnerReference{*kmeta.NewControllerRef(cfg)}
 	return r
 }
 
-// sameTemplate compares what a user can say of a revision.
+// templateAnnotation holds the hash of the template a revision was made from.
+// Comparing the objects would trip over defaults, which differ by version.
+const templateAnnotation = "skep.dev/template"
+
 func sameTemplate(have, want *v1.Revision) bool {
-	for k, v := range want.Annotations {
-		if have.Annotations[k] != v {
-			return false
-		}
-	}
-	for k := range have.Annotations {
-		if _, ok := want.Annotations[k]; !ok && !slices.Contains([]string{apiserving.CreatorAnnotation, apiserving.UpdaterAnnotation}, k) {
-			return false
-		}
-	}
-	wanted := want.DeepCopy()
-	wanted.SetDefaults(context.Background())
-	return equality.Semantic.DeepEqual(have.Spec, wanted.Spec)
+	return have.Annotations[templateAnnotation] == want.Annotations[templateAnnotation]
 }
 
-// updateStatus writes the service's status if it has changed.
-func (c *Controller) updateStatus(ctx context.Context, s *v1.Service, created *v1.Revision, routed string) error {
-	client := c.cfg.Knative.ServingV1().Services(s.Namespace)
-	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
-		now := serviceStatus(s, created, routed, c.cfg.Domain)
-		if equality.Semantic.DeepEqual(now, s.Status) {
-			return nil
-		}
-		changed := s.DeepCopy()
-		changed.Status = now
-		_, err := client.UpdateStatus(ctx, changed, metav1.UpdateOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil // deleted meanwhile
-		}
-		if apierrors.IsConflict(err) {
-			if fresh, getErr := client.Get(ctx, s.Name, metav1.GetOptions{}); getErr == nil && fresh.Generation == s.Generation {
-				s = fresh
-			} else {
-				return nil // a newer generation is in the queue
-			}
-		}
-		return err
-	})
+// templateHash is of what a user can say of a revision.
+func templateHash(t *v1.RevisionTemplateSpec) string {
+	b, err := json.Marshal(t)
+	if err != nil {
+		return "" // cannot be: it came from JSON
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }
 
 // pruneRevisions removes old revisions of a service from the record.
@@ -184,7 +172,20 @@ func (c *Controller) resume(ctx context.Context) error {
 		}
 		c.servedOf(key).routed = name
 	}
-	return nil
+	return c.dropHolds(ctx)
+}
+
+// dropHolds lets go of images that a killed process held for revisions that
+// are gone.
+func (c *Controller) dropHolds(ctx context.Context) error {
+	var errs []error
+	for _, holder := range c.cfg.Images.Holders() {
+		namespace, name, _ := strings.Cut(holder, "/")
+		if _, err := c.revisions.Revisions(namespace).Get(name); apierrors.IsNotFound(err) {
+			errs = append(errs, c.cfg.Images.Unhold(ctx, holder))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // remove ends all that runs for a service that is gone.
@@ -236,7 +237,9 @@ func (c *Controller) retire(key gateway.RevisionKey) {
 		c.cfg.Log.Warn("retire revision", "namespace", key.Namespace, "revision", key.Name, "error", err)
 	}
 	c.cfg.Router.RemoveRevision(key)
-	c.unpin(key)
+	if err := c.cfg.Images.Unhold(ctx, key.String()); err != nil {
+		c.cfg.Log.Warn("retire revision", "namespace", key.Namespace, "revision", key.Name, "error", err)
+	}
 }
 
 const drainTimeout = 10 * time.Minute

@@ -96,7 +96,7 @@ func (c *Controller) prove(ctx context.Context, rev *v1.Revision) error {
 	if err != nil {
 		return err
 	}
-	if err := c.pin(ctx, p.gateway.Key, img.Digest); err != nil {
+	if err := c.cfg.Images.Hold(ctx, p.gateway.Key.String(), img.Digest); err != nil {
 		return &node.StartError{Reason: node.ReasonImage, Err: err}
 	}
 	p.fleet.Launch.Image = img.Digest
@@ -126,7 +126,7 @@ func (c *Controller) activate(ctx context.Context, key cache.ObjectName, rev *v1
 		if err != nil {
 			return err
 		}
-		if err := c.pin(ctx, p.gateway.Key, img.Digest); err != nil {
+		if err := c.cfg.Images.Hold(ctx, p.gateway.Key.String(), img.Digest); err != nil {
 			return err
 		}
 		p.fleet.Launch.Image = img.Digest

@@ -32,49 +32,55 @@ func (d Domain) url(namespace, name string) *apis.URL {
 	return &u
 }
 
-// serviceStatus computes a service's status from its newest revision and the
-// one that takes its requests ("" if none does yet).
-func serviceStatus(s *v1.Service, created *v1.Revision, routed string, d Domain) v1.ServiceStatus {
-	st := *s.Status.DeepCopy()
-	conditions := s.GetConditionSet().Manage(&st)
-	if st.ObservedGeneration != s.Generation {
-		conditions.InitializeConditions()
-	}
-	st.ObservedGeneration = s.Generation
-	st.LatestCreatedRevisionName = created.Name
+// configurationStatus computes a configuration's status from its newest
+// revision and the one that takes the requests ("" if none does yet).
+func configurationStatus(c *v1.Configuration, created *v1.Revision, routed string) v1.ConfigurationStatus {
+	st := *c.Status.DeepCopy()
+	st.InitializeConditions()
+	st.ObservedGeneration = c.Generation
 	st.LatestReadyRevisionName = routed
-
-	ready := created.Status.GetCondition(v1.RevisionConditionReady)
-	switch {
-	case routed == created.Name:
-		conditions.MarkTrue(v1.ServiceConditionConfigurationsReady)
-	case ready.IsFalse():
-		conditions.MarkFalse(v1.ServiceConditionConfigurationsReady, "RevisionFailed",
-			"Revision %q failed with message: %s.", created.Name, ready.Message)
-	default:
-		conditions.MarkUnknown(v1.ServiceConditionConfigurationsReady, "OutOfDate",
-			"Revision %q is being deployed.", created.Name)
+	st.SetLatestCreatedRevisionName(created.Name)
+	if ready := created.Status.GetCondition(v1.RevisionConditionReady); routed != created.Name && ready.IsFalse() {
+		st.MarkLatestCreatedFailed(created.Name, ready.Message)
 	}
+	st.SetLatestReadyRevisionName(routed)
+	return st
+}
 
+// routeStatus computes a route's status.
+func routeStatus(r *v1.Route, created *v1.Revision, routed string, d Domain) v1.RouteStatus {
+	st := *r.Status.DeepCopy()
+	st.InitializeConditions()
+	st.ObservedGeneration = r.Generation
+	st.MarkTLSNotEnabled("the gateway speaks plain HTTP")
+	conditions := r.GetConditionSet().Manage(&st)
 	if routed == "" {
-		if ready.IsFalse() {
-			conditions.MarkFalse(v1.ServiceConditionRoutesReady, "RevisionMissing",
-				"Configuration %q does not have any ready Revision.", s.Name)
+		if created.Status.GetCondition(v1.RevisionConditionReady).IsFalse() {
+			st.MarkConfigurationFailed(r.Name)
 		} else {
-			conditions.MarkUnknown(v1.ServiceConditionRoutesReady, "RevisionMissing",
-				"Configuration %q is waiting for a Revision to become ready.", s.Name)
+			st.MarkConfigurationNotReady(r.Name)
 		}
+		conditions.MarkUnknown(v1.RouteConditionIngressReady, "", "")
 		st.Traffic = nil
 		return st
 	}
-	conditions.MarkTrue(v1.ServiceConditionRoutesReady)
-	st.URL = d.url(s.Namespace, s.Name)
-	local := apis.URL(url.URL{Scheme: "http", Host: localHost(s.Namespace, s.Name)})
+	st.MarkTrafficAssigned()
+	conditions.MarkTrue(v1.RouteConditionIngressReady)
+	st.URL = d.url(r.Namespace, r.Name)
+	local := apis.URL(url.URL{Scheme: "http", Host: localHost(r.Namespace, r.Name)})
 	st.Address = &duckv1.Addressable{URL: &local}
 	st.Traffic = []v1.TrafficTarget{{
-		RevisionName:   routed,
-		LatestRevision: ptr.Bool(true),
-		Percent:        ptr.Int64(100),
+		RevisionName: routed, LatestRevision: ptr.Bool(true), Percent: ptr.Int64(100),
 	}}
+	return st
+}
+
+// serviceStatus sums up those of a service's configuration and route.
+func serviceStatus(s *v1.Service, c *v1.ConfigurationStatus, r *v1.RouteStatus) v1.ServiceStatus {
+	st := *s.Status.DeepCopy()
+	st.InitializeConditions()
+	st.ObservedGeneration = s.Generation
+	st.PropagateConfigurationStatus(c)
+	st.PropagateRouteStatus(r)
 	return st
 }

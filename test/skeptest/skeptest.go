@@ -125,7 +125,7 @@ type Result struct {
 
 // Run runs a command of the command line.
 func (s *Skep) Run(ctx context.Context, args ...string) (Result, error) {
-	cmd := exec.CommandContext(ctx, s.Binary, append([]string{"--data", s.Dir}, args...)...)
+	cmd := exec.CommandContext(ctx, s.Binary, append([]string{"--data-dir", s.Dir}, args...)...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()

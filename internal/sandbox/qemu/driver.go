@@ -69,6 +69,7 @@ func (d *Driver) Capabilities() sandbox.Capabilities {
 		HardwareVirtualization: d.proved.Load(),
 		OwnKernel:              true,
 		BlockDevices:           true,
+		RootfsXattrs:           true,
 	}
 }
 

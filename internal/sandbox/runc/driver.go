@@ -61,7 +61,7 @@ func (d *Driver) Name() string { return Name }
 
 // Capabilities implements [sandbox.Driver].
 func (d *Driver) Capabilities() sandbox.Capabilities {
-	return sandbox.Capabilities{Link: sandbox.LinkVeth}
+	return sandbox.Capabilities{Link: sandbox.LinkVeth, RootfsXattrs: true}
 }
 
 // files of a sandbox, in its Spec.Dir.
