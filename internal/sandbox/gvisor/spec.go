@@ -16,7 +16,8 @@ import (
 // What gVisor needs beside the function, on top of its limits.
 const (
 	overheadMemory = 64 << 20
-	overheadPIDs   = 512 // threads of gVisor's kernel, and a process for each address space
+	overheadPIDs   = 512 // threads of gVisor's kernel
+	pidsPerTask    = 4   // host threads for one of the function's, if that is a process of its own
 )
 
 // nobody is the host's user that gVisor runs as.
@@ -27,7 +28,7 @@ func limits(r sandbox.Resources) cgroup.Limits {
 	return cgroup.Limits{
 		MemoryBytes: r.MemoryBytes + overheadMemory,
 		CPUMillis:   r.CPUMillis,
-		PIDs:        r.PIDs + overheadPIDs,
+		PIDs:        r.PIDs*pidsPerTask + overheadPIDs, // a last resort, see limitTasks
 	}
 }
 
