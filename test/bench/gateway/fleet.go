@@ -23,13 +23,14 @@ const host = "hello.default.bench.example.com"
 // fleet is the upstream and the proxies, each a process group of its own.
 type fleet struct {
 	addr  map[string]string // by name
+	group map[string]int    // process group, by name
 	procs []*exec.Cmd
 	logs  map[*exec.Cmd]string
 }
 
 // startFleet returns a fleet to stop even with an error.
 func startFleet(ctx context.Context, dir string, o options) (*fleet, error) {
-	f := &fleet{addr: map[string]string{}, logs: map[*exec.Cmd]string{}}
+	f := &fleet{addr: map[string]string{}, group: map[string]int{}, logs: map[*exec.Cmd]string{}}
 	for _, n := range names {
 		a, err := freeAddr()
 		if err != nil {
@@ -85,7 +86,7 @@ http://:` + port(f.addr["caddy"]) + ` {
 	if o.profile != "" {
 		gw = append(gw, "-cpuprofile", o.profile)
 	}
-	for _, args := range [][]string{
+	for i, args := range [][]string{ // in the order of names
 		{"nginx", "-p", dir, "-c", filepath.Join(dir, "upstream.conf"), "-e", filepath.Join(dir, "upstream.err")},
 		{"nginx", "-p", dir, "-c", filepath.Join(dir, "nginx.conf"), "-e", filepath.Join(dir, "nginx.err")},
 		{"caddy", "run", "--adapter", "caddyfile", "--config", filepath.Join(dir, "Caddyfile")},
@@ -94,6 +95,7 @@ http://:` + port(f.addr["caddy"]) + ` {
 		if err := f.start(dir, args); err != nil {
 			return f, err
 		}
+		f.group[names[i]] = f.procs[i].Process.Pid
 	}
 	for _, n := range names {
 		if err := waitReady(ctx, f.addr[n]); err != nil {

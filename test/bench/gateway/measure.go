@@ -18,6 +18,8 @@ type sample struct {
 	rps      float64       // at -conns connections
 	p50, p99 time.Duration // at -conns connections
 	single   time.Duration // p50 at one connection
+	requests int64
+	cpu      time.Duration // of the server or proxy, per request at -conns connections
 }
 
 // measure alternates between the measured in every round, so that a machine
@@ -35,17 +37,26 @@ func measure(ctx context.Context, f *fleet, o options) (map[string][]sample, err
 			order = append(order[1:], order[0])
 		}
 		for _, n := range order {
+			before, err := cpuOf(f.group[n])
+			if err != nil {
+				return nil, err
+			}
 			many, err := wrk(ctx, f.addr[n], o.conns, o.seconds)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", n, err)
 			}
+			after, err := cpuOf(f.group[n])
+			if err != nil {
+				return nil, err
+			}
+			many.cpu = (after - before) / time.Duration(max(1, many.requests))
 			one, err := wrk(ctx, f.addr[n], 1, o.seconds)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", n, err)
 			}
 			many.single = one.p50
 			results[n] = append(results[n], many)
-			fmt.Fprintf(os.Stderr, "round %d/%d %-7s %8.0f req/s  p50 %-9v p99 %-9v single p50 %v\n", round+1, o.rounds, n, many.rps, many.p50, many.p99, many.single)
+			fmt.Fprintf(os.Stderr, "round %d/%d %-7s %8.0f req/s  p50 %-9v p99 %-9v single p50 %-9v cpu/request %v\n", round+1, o.rounds, n, many.rps, many.p50, many.p99, many.single, many.cpu)
 		}
 	}
 	return results, nil
@@ -65,6 +76,7 @@ func wrk(ctx context.Context, addr string, conns, seconds int) (sample, error) {
 
 var (
 	rpsLine     = regexp.MustCompile(`(?m)^Requests/sec:\s+([0-9.]+)$`)
+	countLine   = regexp.MustCompile(`(?m)^\s+(\d+) requests in `)
 	percentLine = regexp.MustCompile(`(?m)^\s+(50|99)%\s+([0-9.]+)(us|ms|s)$`)
 )
 
@@ -82,6 +94,13 @@ func parseWrk(out string) (sample, error) {
 	var err error
 	if s.rps, err = strconv.ParseFloat(m[1], 64); err != nil {
 		return s, fmt.Errorf("wrk's rate: %w", err)
+	}
+	m = countLine.FindStringSubmatch(out)
+	if m == nil {
+		return s, errors.New("wrk printed no number of requests:\n" + out)
+	}
+	if s.requests, err = strconv.ParseInt(m[1], 10, 64); err != nil {
+		return s, fmt.Errorf("wrk's number of requests: %w", err)
 	}
 	for _, m := range percentLine.FindAllStringSubmatch(out, -1) {
 		d, err := time.ParseDuration(m[2] + m[3])

@@ -36,7 +36,7 @@ func render(ctx context.Context, r map[string][]sample, o options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d CPUs, %s, %s, %s. Medians of %d rounds of %d s, alternating; %d connections; keep-alive on both sides; upstream: nginx, a 14-byte body.\n\n",
 		runtime.NumCPU(), runtime.Version(), version(ctx, "nginx", "-v"), version(ctx, "caddy", "version"), o.rounds, o.seconds, o.conns)
-	b.WriteString("| | requests/s | of nginx | of Caddy | p50 | p99 | p50, one connection | added p50 |\n|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| | requests/s | of nginx | of Caddy | CPU us/request | p50 | p99 | p50, one connection | added p50 |\n|---|---|---|---|---|---|---|---|---|\n")
 	base := median(r["direct"], func(s sample) time.Duration { return s.single })
 	for _, n := range names {
 		s := r[n]
@@ -47,12 +47,13 @@ func render(ctx context.Context, r map[string][]sample, o options) string {
 			ofNginx = fmt.Sprintf("%.2f", ratio(s, r["nginx"]))
 			ofCaddy = fmt.Sprintf("%.2f", ratio(s, r["caddy"]))
 		}
-		fmt.Fprintf(&b, "| %s | %.0f | %s | %s | %s | %s | %s | %s |\n", n,
+		fmt.Fprintf(&b, "| %s | %.0f | %s | %s | %.1f | %s | %s | %s | %s |\n", n,
 			median(s, func(s sample) float64 { return s.rps }), ofNginx, ofCaddy,
+			float64(median(s, func(s sample) time.Duration { return s.cpu }).Nanoseconds())/1000,
 			ms(median(s, func(s sample) time.Duration { return s.p50 })),
 			ms(median(s, func(s sample) time.Duration { return s.p99 })), ms(single), added)
 	}
-	b.WriteString("\nTimes in milliseconds.\n")
+	b.WriteString("\nTimes in milliseconds, except CPU: that of the proxy (direct: of the upstream), which other load on the machine hardly changes.\n")
 	return b.String()
 }
 
