@@ -11,6 +11,7 @@ import (
 	"gvisor.dev/gvisor/runsc/cmd"
 	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
 	"gvisor.dev/gvisor/runsc/cmd/util"
+	"gvisor.dev/gvisor/runsc/version"
 )
 
 // selfExe is how runsc calls the executable that it is part of.
@@ -68,7 +69,9 @@ func commands() map[util.SubCommand]string {
 }
 
 // Version identifies the gVisor in this executable. A snapshot can only be
-// restored by the version that made it.
+// restored by the version that made it. It is the version of gVisor's module,
+// or, where the executable does not know that (tests), the label that the
+// linker was given for gvisor.dev/gvisor/runsc/version.version.
 func Version() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {
@@ -80,5 +83,5 @@ func Version() string {
 			}
 		}
 	}
-	return "unknown"
+	return version.Version()
 }

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"testing"
 	"testing/fstest"
 )
@@ -93,7 +92,7 @@ func TestTarOf(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	if v := Version(); !strings.HasPrefix(v, "v") {
-		t.Errorf("Version() = %q, want the version of gVisor's module", v)
+	if Version() == "" {
+		t.Error("Version() is empty")
 	}
 }
