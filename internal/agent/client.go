@@ -151,11 +151,8 @@ func (c *Client) CopyInput(ctx context.Context, process uint32, r io.Reader) err
 	buf := make([]byte, MaxChunk)
 	for {
 		n, rerr := r.Read(buf)
-		req := &agentpb.WriteRequest{Process: process, Data: buf[:n], Close: rerr != nil}
-		if n > 0 || req.Close {
-			if _, err := call(ctx, longPoll+pollSlack, "write input", c.rpc.Write, req); err != nil {
-				return err
-			}
+		if err := c.write(ctx, process, buf[:n], rerr != nil); err != nil {
+			return err
 		}
 		if errors.Is(rerr, io.EOF) {
 			return nil
@@ -164,6 +161,31 @@ func (c *Client) CopyInput(ctx context.Context, process uint32, r io.Reader) err
 			return fmt.Errorf("copy input: %w", rerr)
 		}
 	}
+}
+
+// write waits for as long as the process does not read.
+func (c *Client) write(ctx context.Context, process uint32, data []byte, closeAfter bool) error {
+	for len(data) > 0 || closeAfter {
+		r, err := call(ctx, longPoll+pollSlack, "write input", c.rpc.Write,
+			&agentpb.WriteRequest{Process: process, Data: data, Close: closeAfter})
+		if err != nil {
+			return err
+		}
+		n := int(r.Written)
+		if n > len(data) {
+			return fmt.Errorf("agent: write input: %d of %d bytes were written", n, len(data))
+		}
+		if n == len(data) {
+			return nil
+		}
+		data = data[n:]
+		if n == 0 {
+			if err := pace(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Signal sends a signal to a process.

@@ -21,7 +21,9 @@ type Guest interface {
 	Exec(ctx context.Context, r *agentpb.ExecRequest) (process uint32, err error)
 	// Read waits for output at offset until ctx ends, which is no error.
 	Read(ctx context.Context, process uint32, stream agentpb.Stream, offset uint64) (data []byte, end bool, err error)
-	Write(ctx context.Context, process uint32, data []byte, closeAfter bool) error
+	// Write writes until ctx ends, which is no error, and closes the input
+	// if all was written.
+	Write(ctx context.Context, process uint32, data []byte, closeAfter bool) (written int, err error)
 	Signal(process uint32, signal uint32) error
 	// Wait waits for a process until ctx ends, which is no error.
 	Wait(ctx context.Context, process uint32) (*agentpb.WaitResponse, error)
@@ -103,7 +105,10 @@ func (s *service) Write(ctx context.Context, r *agentpb.WriteRequest) (*agentpb.
 	if len(r.Data) > MaxChunk {
 		return nil, invalid("data", "%d bytes, the limit is %d", len(r.Data), MaxChunk)
 	}
-	return &agentpb.WriteResponse{}, failed(s.g.Write(ctx, r.Process, r.Data, r.Close))
+	ctx, cancel := context.WithTimeout(ctx, longPoll)
+	defer cancel()
+	n, err := s.g.Write(ctx, r.Process, r.Data, r.Close)
+	return &agentpb.WriteResponse{Written: uint32(n)}, failed(err)
 }
 
 func (s *service) Signal(_ context.Context, r *agentpb.SignalRequest) (*agentpb.SignalResponse, error) {

@@ -728,6 +728,7 @@ func (x *WriteRequest) GetClose() bool {
 
 type WriteResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Written       uint32                 `protobuf:"varint,1,opt,name=written,proto3" json:"written,omitempty"` // bytes; send the rest again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -760,6 +761,13 @@ func (x *WriteResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use WriteResponse.ProtoReflect.Descriptor instead.
 func (*WriteResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *WriteResponse) GetWritten() uint32 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
 }
 
 type SignalRequest struct {
@@ -1182,8 +1190,9 @@ const file_agent_proto_rawDesc = "" +
 	"\fWriteRequest\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\rR\aprocess\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x14\n" +
-	"\x05close\x18\x03 \x01(\bR\x05close\"\x0f\n" +
-	"\rWriteResponse\"A\n" +
+	"\x05close\x18\x03 \x01(\bR\x05close\")\n" +
+	"\rWriteResponse\x12\x18\n" +
+	"\awritten\x18\x01 \x01(\rR\awritten\"A\n" +
 	"\rSignalRequest\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\rR\aprocess\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\rR\x06signal\"\x10\n" +

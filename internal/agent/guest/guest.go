@@ -138,12 +138,12 @@ func (g *guest) Read(ctx context.Context, id uint32, s agentpb.Stream, offset ui
 	return p.stream(s).read(ctx, offset)
 }
 
-func (g *guest) Write(_ context.Context, id uint32, data []byte, closeAfter bool) error {
+func (g *guest) Write(ctx context.Context, id uint32, data []byte, closeAfter bool) (int, error) {
 	p, err := g.process(id)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return p.write(data, closeAfter)
+	return p.write(ctx, data, closeAfter)
 }
 
 func (g *guest) Signal(id, sig uint32) error {

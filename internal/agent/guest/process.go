@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"os"
 	"sync"
 	"syscall"
@@ -60,23 +61,25 @@ func (p *process) stream(s agentpb.Stream) *stream {
 	return p.out
 }
 
-// write may block while the process does not read: then it ends when the
-// process does, or when the input is closed.
-func (p *process) write(data []byte, closeAfter bool) error {
+// write writes until ctx ends, or the process does, or its input is closed.
+func (p *process) write(ctx context.Context, data []byte, closeAfter bool) (int, error) {
 	p.inMu.Lock()
 	in := p.in
-	if closeAfter {
-		p.in = nil
-	}
 	p.inMu.Unlock()
 	if in == nil {
-		return os.ErrClosed
+		return 0, os.ErrClosed
 	}
-	_, err := in.Write(data)
-	if closeAfter {
-		_ = in.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = in.SetWriteDeadline(deadline)
 	}
-	return err
+	n, err := in.Write(data)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, nil
+	}
+	if err == nil && closeAfter {
+		p.closeInput()
+	}
+	return n, err
 }
 
 func (p *process) closeInput() {

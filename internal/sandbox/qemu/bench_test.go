@@ -1,7 +1,6 @@
 package qemu_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,12 +8,8 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/erofs/go-erofs"
 
 	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -22,60 +17,15 @@ import (
 	"github.com/skep-dev/skep/internal/testenv"
 )
 
-const helloSource = `package main
-import "net/http"
-func main() {
-	panic(http.ListenAndServe(":8080", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("hello")) })))
-}`
-
-// helloImage makes an image with a small Go server.
-func helloImage(b *testing.B) string {
-	b.Helper()
-	dir := b.TempDir()
-	src, bin, img := filepath.Join(dir, "main.go"), filepath.Join(dir, "hello"), filepath.Join(dir, "root.erofs")
-	if err := os.WriteFile(src, []byte(helloSource), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, src)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		b.Fatalf("%v: %s", err, out)
-	}
-	program, err := os.ReadFile(bin)
-	if err != nil {
-		b.Fatal(err)
-	}
-	f, err := os.Create(img)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer f.Close()
-	w := erofs.Create(f)
-	h, err := w.Create("/hello")
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, err = io.Copy(h, bytes.NewReader(program))
-	if err := errors.Join(err, h.Chmod(0o755), h.Close(), w.Close()); err != nil {
-		b.Fatal(err)
-	}
-	return img
-}
-
 // BenchmarkColdStart boots a machine until its function has answered once, by
 // phase; cpu-ms is the host's processor time for all of it.
 func BenchmarkColdStart(b *testing.B) {
 	testenv.Root(b)
 	d := newDriver(b, qemu.AccelAuto)
-	img := helloImage(b)
+	img := guestImage(b)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	node := sandbox.NewID()[:8]
-	n, err := network.New(ctx, network.Config{Dir: b.TempDir(), NodeID: node})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer n.Close(ctx)
+	n, node := newNetwork(ctx, b)
 	sums := map[string]time.Duration{}
 	for b.Loop() {
 		b.StopTimer()
@@ -84,7 +34,7 @@ func BenchmarkColdStart(b *testing.B) {
 			b.Fatal(err)
 		}
 		spec := &sandbox.Spec{
-			ID: sandbox.NewID(), Dir: b.TempDir(), Rootfs: img, Process: sandbox.Process{Args: []string{"/hello"}},
+			ID: sandbox.NewID(), Dir: b.TempDir(), Rootfs: img, Process: sandbox.Process{Args: []string{"/guest"}},
 			Resources: sandbox.Resources{MemoryBytes: 128 << 20}, Link: lease.Link(), Cgroup: "skep-" + node + "/bench",
 			Stdout: os.Stdout, Stderr: os.Stderr,
 		}
