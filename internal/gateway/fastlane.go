@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"net"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -122,7 +123,16 @@ func (f *fastLane) accept() {
 }
 
 func (f *fastLane) run(c *fastConn) {
-	give := c.serve()
+	give := false
+	func() {
+		// As net/http does for its handlers: one request must not end the daemon.
+		defer func() {
+			if p := recover(); p != nil {
+				f.g.log.Error("panic while serving a request", "remote", c.conn.RemoteAddr(), "panic", p, "stack", string(debug.Stack()))
+			}
+		}()
+		give = c.serve()
+	}()
 	f.mu.Lock()
 	delete(f.conns, c)
 	f.mu.Unlock()

@@ -37,9 +37,17 @@ func (c *fastConn) exchange() fastResult {
 	if !ok {
 		return fastGive
 	}
+	held := true
+	defer func() {
+		if held { // only after a panic
+			rv.release(t.inst)
+			rv.leave(start)
+		}
+	}()
 	x := fastExchange{c: c, rv: rv, in: t.inst, start: start, deadline: start.Add(t.cfg.Timeout)}
 	u := x.connect()
 	if u == nil {
+		held = false
 		rv.untake(t.inst, start)
 		return fastGive
 	}
@@ -54,6 +62,7 @@ func (c *fastConn) exchange() fastResult {
 	} else {
 		_ = u.Close()
 	}
+	held = false
 	if errors.Is(err, errFastRetry) && c.stay() {
 		rv.untake(t.inst, start)
 		return fastGive
