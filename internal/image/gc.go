@@ -53,7 +53,7 @@ func (s *Store) GC(ctx context.Context, p Policy) (GCResult, error) {
 			continue
 		}
 		img := s.image(r, ref, d.Annotations[annotationAdded])
-		if s.pins[r.manifest.Digest.String()] > 0 || p.Keep != nil && p.Keep(img) {
+		if isHold(d) || s.pins[r.manifest.Digest.String()] > 0 || p.Keep != nil && p.Keep(img) {
 			continue
 		}
 		images = append(images, img)
