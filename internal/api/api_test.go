@@ -188,7 +188,8 @@ func TestCloseLeavesNothingRunning(t *testing.T) {
 		all := stacks()
 		for _, trace := range []string{"kine", "grpc.(*Server)", "etcd/client", "internal/api.", "api/collector", "net/http.(*Server).Serve"} {
 			for _, one := range strings.Split(all, "\n\n") {
-				if strings.Contains(one, trace) && !strings.Contains(one, "TestCloseLeavesNothingRunning") {
+				// Tests themselves, waiting for their turn, do not count.
+				if strings.Contains(one, trace) && !strings.Contains(one, "testing.tRunner") {
 					return false, one
 				}
 			}

@@ -52,8 +52,8 @@ func (libraryHandler) Enabled(ctx context.Context, level slog.Level) bool {
 
 func (h libraryHandler) Handle(ctx context.Context, record slog.Record) error {
 	level := lower(record.Level)
-	if strings.Contains(record.Message, context.Canceled.Error()) {
-		level = slog.LevelDebug // it was told to stop: no news
+	if toldToStop(record) {
+		level = slog.LevelDebug // no news
 	}
 	if !libraryLog.Load().Enabled(ctx, level) {
 		return nil
@@ -65,6 +65,17 @@ func (h libraryHandler) Handle(ctx context.Context, record slog.Record) error {
 		return true
 	})
 	return libraryLog.Load().Handler().Handle(ctx, out)
+}
+
+// toldToStop reports whether a record is about something cancelled, as much is
+// when the server is closed.
+func toldToStop(record slog.Record) bool {
+	cancelled := strings.Contains(record.Message, context.Canceled.Error())
+	record.Attrs(func(a slog.Attr) bool {
+		cancelled = cancelled || a.Key == "err" && strings.Contains(a.Value.String(), context.Canceled.Error())
+		return !cancelled
+	})
+	return cancelled
 }
 
 func (h libraryHandler) WithAttrs(attrs []slog.Attr) slog.Handler {

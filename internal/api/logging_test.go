@@ -2,7 +2,9 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -19,6 +21,7 @@ func TestLibrariesLogThroughSlog(t *testing.T) {
 	klog.Warning("klog chatter")
 	klog.ErrorS(errors.New("why"), "klog trouble", "key", "value")
 	klog.Errorf("told to stop: context canceled")
+	klog.ErrorS(fmt.Errorf("put: %w", context.Canceled), "canceled")
 	logrus.Info("kine chatter")
 	logrus.Error("kine trouble")
 	text := out.String()
