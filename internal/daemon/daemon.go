@@ -147,11 +147,12 @@ type lower struct {
 	logs     *logs.Store
 	driver   string // the default
 	registry *prometheus.Registry
+	id       string // NodeID
 }
 
 func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (*lower, error) {
 	cfg := d.cfg
-	l := &lower{logs: logs.New(filepath.Join(cfg.Data, "logs")), registry: prometheus.NewRegistry()}
+	l := &lower{logs: logs.New(filepath.Join(cfg.Data, "logs")), registry: prometheus.NewRegistry(), id: id}
 	l.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	l.images, err = image.Open(image.Config{Dir: filepath.Join(cfg.Data, "images"), MaxImageBytes: cfg.ImageBytes, Log: cfg.Log})
@@ -245,7 +246,7 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 	at.taken = true
 
 	d.endpoints = Endpoints{
-		PID: os.Getpid(), Gateway: at.gateway.Addr().String(), API: server.URL(),
+		PID: os.Getpid(), NodeID: l.id, Gateway: at.gateway.Addr().String(), API: server.URL(),
 		Registry: at.registry.Addr().String(), Metrics: at.metrics.Addr().String(),
 		Domain: cfg.Domain, Kubeconfig: filepath.Join(cfg.Run, kubeconfig), Admin: filepath.Join(cfg.Run, adminSocket),
 	}

@@ -17,6 +17,7 @@ const (
 // Endpoints tells clients on this machine where a running Skep listens.
 type Endpoints struct {
 	PID        int    `json:"pid"`
+	NodeID     string `json:"nodeID"`   // part of all names of the node on the machine
 	Gateway    string `json:"gateway"`  // host:port
 	API        string `json:"api"`      // https URL
 	Registry   string `json:"registry"` // host:port

@@ -26,6 +26,7 @@ type Skep struct {
 	Binary string
 	Dir    string   // --data
 	Args   []string // further flags of `skep up`
+	Env    []string // added to the environment of `skep up`
 
 	Endpoints *daemon.Endpoints // of the running daemon
 
@@ -47,6 +48,7 @@ func (s *Skep) Up(ctx context.Context) error {
 		"--registry-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"}, s.Args...)
 	cmd := exec.Command(s.Binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), s.Env...)
 	if err := cmd.Start(); err != nil {
 		_ = log.Close()
 		return err
