@@ -30,7 +30,7 @@ help: ## show the targets
 .PHONY: build
 build: agent ## build bin/skep
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/skep ./cmd/skep
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/skep ./cmd/skep
 
 .PHONY: agent
 agent: ## build the guest agent that bin/skep embeds

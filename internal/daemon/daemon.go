@@ -133,6 +133,10 @@ func (d *Daemon) start(ctx context.Context) error {
 	r := <-apiReady
 	if r.server != nil {
 		d.onStop("api", r.server.Close)
+		go func() {
+			<-r.server.Done()
+			d.failed <- errors.New("the API server has stopped")
+		}()
 	}
 	if err := errors.Join(err, r.err); err != nil {
 		return err
@@ -241,8 +245,8 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 	d.serve("registry", at.registry, safeServer(l.images.RegistryHandler(ownNames(at.registry.Addr().String())...)))
 	d.serve("metrics", at.metrics, safeServer(metricsHandler(l.registry)))
 	d.serve("admin", at.admin, safeServer(admin.Handler(&backend{lower: l}, log)))
-	d.serve("gateway", at.gateway, gateway.NewServer(g, log))
-	d.onStop("requests", g.Drain)
+	d.onStop("requests", g.Drain) // WebSockets, too, which the server does not know of
+	d.serveGateway(at.gateway, g)
 	at.taken = true
 
 	d.endpoints = Endpoints{
@@ -272,6 +276,18 @@ func (d *Daemon) serve(name string, l net.Listener, s *http.Server) {
 		}
 		return nil
 	})
+}
+
+// serveGateway serves until the daemon stops, and then lets requests end for
+// as long as the daemon may take to stop.
+func (d *Daemon) serveGateway(l net.Listener, g *gateway.Gateway) {
+	s := gateway.NewServer(g, d.cfg.Log)
+	go func() {
+		if err := s.Serve(g.FastLane(l)); !errors.Is(err, http.ErrServerClosed) {
+			d.failed <- fmt.Errorf("serve gateway: %w", err)
+		}
+	}()
+	d.onStop("gateway", s.Shutdown)
 }
 
 func waitFor(ctx context.Context, wait func()) error {
