@@ -9,7 +9,8 @@ SHELL := /bin/bash
 GO        ?= go
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GVISOR    := $(shell $(GO) list -m -f '{{.Version}}' gvisor.dev/gvisor 2>/dev/null)
-LDFLAGS   := -s -w -X main.version=$(VERSION) -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR)
+RUNSCFLAGS := -s -w -X gvisor.dev/gvisor/runsc/version.version=$(GVISOR)
+LDFLAGS    := $(RUNSCFLAGS) -X main.version=$(VERSION)
 TOOLS     := $(CURDIR)/bin/tools
 LINT      := $(TOOLS)/golangci-lint
 LINT_VERSION     := v2.15.0
@@ -28,13 +29,17 @@ help: ## show the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .PHONY: build
-build: agent ## build bin/skep
+build: embedded ## build bin/skep
 	@mkdir -p bin
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/skep ./cmd/skep
 
-.PHONY: agent
-agent: ## build the guest agent that bin/skep embeds
-	$(GO) build -trimpath -ldflags '-s -w' -o internal/agent/guestbin/skep-agent ./cmd/skep-agent
+.PHONY: embedded
+embedded: ## build the two programs that bin/skep embeds: the guest agent and runsc
+	$(GO) build -ldflags '-s -w' -o internal/agent/guestbin/skep-agent ./cmd/skep-agent
+	@mkdir -p bin
+	$(GO) build -ldflags '$(RUNSCFLAGS)' -o bin/skep-runsc ./cmd/skep-runsc
+	gzip -6 -n -c bin/skep-runsc > bin/skep-runsc.gz
+	@cmp -s bin/skep-runsc.gz internal/sandbox/gvisor/runscbin/skep-runsc.gz || cp bin/skep-runsc.gz internal/sandbox/gvisor/runscbin/
 
 .PHONY: packages
 packages: ## install the distribution packages that tests and demo need, and say which
@@ -57,7 +62,7 @@ fuzz: ## run every fuzz target for FUZZTIME (default 30s) each
 	hack/fuzz $${FUZZTIME:-30s}
 
 .PHONY: lint
-lint: agent $(LINT) ## gofmt, go vet, staticcheck and more, by golangci-lint
+lint: embedded $(LINT) ## gofmt, go vet, staticcheck and more, by golangci-lint
 	$(LINT) run ./...
 
 .PHONY: bench
@@ -72,7 +77,7 @@ generate: ## remake generated files
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin internal/agent/guestbin/skep-agent
+	rm -rf bin internal/agent/guestbin/skep-agent internal/sandbox/gvisor/runscbin/skep-runsc.gz
 
 $(LINT):
 	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/gvisor"
+	"github.com/skep-dev/skep/internal/sandbox/gvisor/runscbin"
 	"github.com/skep-dev/skep/internal/sandbox/qemu"
 	"github.com/skep-dev/skep/internal/sandbox/runc"
 )
@@ -24,7 +25,11 @@ func newDrivers(cfg Config) ([]sandbox.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []sandbox.Driver{gvisor.New(), q, runc.New(runc.Config{})}, nil
+	runscPath, err := runscbin.Extract(filepath.Join(cfg.Data, "cache", "runsc"))
+	if err != nil {
+		return nil, err
+	}
+	return []sandbox.Driver{gvisor.New(gvisor.Config{Runsc: runscPath}), q, runc.New(runc.Config{})}, nil
 }
 
 // chooseDriver returns the default driver, which a real start has proved to

@@ -8,5 +8,5 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	sandboxtest.Run(t, func(*testing.T) sandbox.Driver { return New() }, sandboxtest.Options{})
+	sandboxtest.Run(t, func(*testing.T) sandbox.Driver { return New(Config{}) }, sandboxtest.Options{})
 }

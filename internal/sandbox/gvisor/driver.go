@@ -21,12 +21,25 @@ const Name = "gvisor"
 // cleanupTime bounds what is done after a failure.
 const cleanupTime = 30 * time.Second
 
-// Driver makes gVisor sandboxes. The program that uses it must call
-// MaybeRunsc first thing in main.
-type Driver struct{}
+// Config configures a Driver.
+type Config struct {
+	// Runsc is the path of a program whose main calls MaybeRunsc first.
+	// Empty means the executable that runs, whose main must then do so.
+	Runsc string
+}
+
+// Driver makes gVisor sandboxes.
+type Driver struct {
+	runsc string
+}
 
 // New returns a driver.
-func New() *Driver { return &Driver{} }
+func New(c Config) *Driver {
+	if c.Runsc == "" {
+		c.Runsc = selfExe
+	}
+	return &Driver{runsc: c.Runsc}
+}
 
 // Name implements sandbox.Driver.
 func (*Driver) Name() string { return Name }
@@ -49,7 +62,7 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	if _, err := cgroup.Load(spec.Cgroup); err != nil {
 		return nil, fmt.Errorf("create gVisor sandbox %s: %w", spec.ID, err)
 	}
-	s := newInstance(spec)
+	s := newInstance(d.runsc, spec)
 	if err := s.create(ctx); err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()

@@ -23,6 +23,7 @@ import (
 // instance is one sandbox. Its life: create, Start, the watch sees the
 // function end, Destroy; where the last may come at any time.
 type instance struct {
+	runsc  string // the program
 	spec   sandbox.Spec
 	group  *cgroup.Group
 	socket string // path of the control socket
@@ -38,8 +39,8 @@ type instance struct {
 	exit   sandbox.Exit
 }
 
-func newInstance(spec *sandbox.Spec) *instance {
-	s := &instance{spec: *spec}
+func newInstance(runsc string, spec *sandbox.Spec) *instance {
+	s := &instance{runsc: runsc, spec: *spec}
 	var once sync.Once
 	var end context.CancelFunc
 	s.life, end = context.WithCancel(context.Background())
@@ -59,7 +60,7 @@ func (s *instance) ID() string { return s.spec.ID }
 // destroys what there is.
 func (s *instance) create(ctx context.Context) (err error) {
 	begin := time.Now()
-	s.launcher, err = startLauncher(s.spec.ID, s.spec.Dir, runscFlags(rootDir(s.spec.Dir)), s.spec.Stdout, s.spec.Stderr)
+	s.launcher, err = startLauncher(s.runsc, s.spec.ID, s.spec.Dir, runscFlags(rootDir(s.spec.Dir)), s.spec.Stdout, s.spec.Stderr)
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ type launcher struct {
 }
 
 // startLauncher starts a launch process. The caller must close it.
-func startLauncher(id, dir string, flags []string, stdout, stderr *os.File) (_ *launcher, err error) {
+func startLauncher(program, id, dir string, flags []string, stdout, stderr *os.File) (_ *launcher, err error) {
 	l := &launcher{log: filepath.Join(dir, "launch.log"), ended: make(chan struct{})}
 	var files []*os.File // of the child
 	defer func() {
@@ -61,7 +61,7 @@ func startLauncher(id, dir string, flags []string, stdout, stderr *os.File) (_ *
 	args := append([]string{"runsc"}, flags...)
 	args = append(args, launchCommand, "--bundle="+dir, id)
 	l.cmd = &exec.Cmd{
-		Path:   selfExe,
+		Path:   program,
 		Args:   args,
 		Dir:    "/",
 		Env:    []string{"GOGC=off"}, // lives for a few milliseconds of work

@@ -12,7 +12,7 @@ import (
 
 func TestProbe(t *testing.T) {
 	testenv.Root(t)
-	if err := New().Probe(t.Context()); err != nil {
+	if err := New(Config{}).Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -21,7 +21,7 @@ func TestProbeCancelled(t *testing.T) {
 	testenv.Root(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := New().Probe(ctx); !errors.Is(err, context.Canceled) {
+	if err := New(Config{}).Probe(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want %v", err, context.Canceled)
 	}
 }
@@ -30,7 +30,7 @@ func TestProbeCancelled(t *testing.T) {
 func BenchmarkProbe(b *testing.B) {
 	testenv.Root(b)
 	for b.Loop() {
-		if err := New().Probe(b.Context()); err != nil {
+		if err := New(Config{}).Probe(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 	}
