@@ -49,7 +49,7 @@ func TestKill(t *testing.T) {
 			w.up()
 			w.checkOrphans()
 			w.checkServices()
-			w.load(time.Duration(w.rnd.Int64N(int64(2500*time.Millisecond))), w.Kill)
+			w.load(time.Duration(w.rnd.Int64N(int64(5*time.Second))), w.Kill)
 		}
 		w.snapshot()
 		t.Logf("%d of %d kills: lost=%d leaked=%d", n+1, kills, w.lost, w.leaked)
@@ -111,23 +111,26 @@ func newWorld(t *testing.T) *world {
 		_ = w.Kill()
 		if t.Failed() {
 			t.Logf("the end of skep's log:\n%s", w.LogTail())
-			keep := filepath.Join(os.TempDir(), "skep-fault.log")
+			keep := dir + ".log"
 			if b, err := os.ReadFile(w.LogPath()); err == nil && os.WriteFile(keep, b, 0o600) == nil {
 				t.Logf("all of it is in %s", keep)
 			}
 		}
 		_ = os.RemoveAll(dir)
 	})
-	for i, driver := range []string{"gvisor", "runc", "gvisor", "runc", "gvisor", "qemu"} {
-		w.services = append(w.services, &model{name: fmt.Sprintf("f%d-%s", i, driver), driver: driver, maybe: []int{absent}})
-	}
 	w.up()
 	root, err := skeptest.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Run(ctx, "image", "build", filepath.Join(root, "functions", "hello", "go"), "--name", image); err != nil {
+	r, err := w.Run(ctx, "image", "build", filepath.Join(root, "functions", "hello", "go"), "--name", "hello")
+	if err != nil {
 		t.Fatal(err)
+	}
+	for i, driver := range []string{"gvisor", "runc", "gvisor", "runc", "gvisor", "qemu"} {
+		w.services = append(w.services, &model{
+			name: fmt.Sprintf("f%d-%s", i, driver), driver: driver, image: strings.TrimSpace(r.Stdout), maybe: []int{absent},
+		})
 	}
 	w.stop()
 	return w
@@ -208,7 +211,7 @@ func (w *world) load(d time.Duration, end func() error) {
 		work.Go(func() {
 			for ctx.Err() == nil {
 				m.change(ctx, api, rnd)
-				pause(ctx, rnd, 1500*time.Millisecond)
+				pause(ctx, rnd, 3*time.Second)
 				if v, ready, err := versionOf(ctx, api, m.name); err == nil && ready {
 					m.ready(v)
 				}

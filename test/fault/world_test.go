@@ -19,14 +19,12 @@ import (
 	"github.com/skep-dev/skep/internal/serving"
 )
 
-const image = "hello"
-
 // absent is the version of a service that does not exist.
 const absent = 0
 
 // model is what must be true of one service, from what its API answered.
 type model struct {
-	name, driver string
+	name, driver, image string
 
 	mu sync.Mutex
 	// maybe are the versions that the service may have: one after an answer,
@@ -146,7 +144,7 @@ func (m *model) service(version int) *v1.Service {
 	s := &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: m.name, Namespace: "default"}}
 	s.Spec.Template.Annotations = map[string]string{serving.SandboxAnnotation: m.driver}
 	s.Spec.Template.Spec.Containers = []corev1.Container{{
-		Image: image, Env: []corev1.EnvVar{{Name: "TARGET", Value: target(version)}},
+		Image: m.image, Env: []corev1.EnvVar{{Name: "TARGET", Value: target(version)}},
 	}}
 	return s
 }
