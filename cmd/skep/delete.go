@@ -41,7 +41,7 @@ func newDelete(g *globals) *cobra.Command {
 			var errs []error
 			for _, name := range args {
 				if err := services.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
-					if !(all && apierrors.IsNotFound(err)) {
+					if !all || !apierrors.IsNotFound(err) {
 						errs = append(errs, c.explain(err))
 					}
 					continue

@@ -83,6 +83,11 @@ func buildAndPush(ctx context.Context, r buildRequest, p *progress) (string, err
 		}
 		o.Runtime = rt
 	}
+	if st, err := os.Stat(r.dir); err != nil {
+		return "", coded(exitUsage, fmt.Errorf("source folder: %w", err))
+	} else if !st.IsDir() {
+		return "", coded(exitUsage, fmt.Errorf("source folder: %s is not a folder", r.dir))
+	}
 	if err := os.MkdirAll(r.cache, 0o700); err != nil {
 		return "", fmt.Errorf("build: %w", err)
 	}

@@ -37,6 +37,10 @@ func newList(g *globals) *cobra.Command {
 			if err != nil {
 				return c.explain(err)
 			}
+			services.SetGroupVersionKind(v1.SchemeGroupVersion.WithKind("ServiceList")) // the client drops it
+			for i := range services.Items {
+				services.Items[i].ManagedFields = nil // as kubectl does: nobody reads them
+			}
 			return g.print(cmd.OutOrStdout(), services, func() *table {
 				return listTable(services.Items, countInstances(ctx, c))
 			})
@@ -139,6 +143,10 @@ func (c *client) describe(ctx context.Context, name string) (*description, error
 		return nil, c.explain(err)
 	}
 	d.Revisions = revisions.Items
+	s.ManagedFields = nil
+	for i := range d.Revisions {
+		d.Revisions[i].ManagedFields = nil
+	}
 	sort.Slice(d.Revisions, func(i, j int) bool {
 		return d.Revisions[j].CreationTimestamp.Before(&d.Revisions[i].CreationTimestamp)
 	})
@@ -156,6 +164,9 @@ func (c *client) describe(ctx context.Context, name string) (*description, error
 	})
 	if err == nil {
 		d.Events = events.Items
+		for i := range d.Events {
+			d.Events[i].ManagedFields = nil
+		}
 	}
 	return d, nil
 }

@@ -10,6 +10,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/spf13/cobra"
+
 	"github.com/skep-dev/skep/internal/sandbox/gvisor"
 )
 
@@ -48,9 +50,14 @@ func main() {
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := newRoot().ExecuteContext(ctx)
+	root := newRoot()
+	began := markRuns(root)
+	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
+	}
+	if !*began { // what cobra refuses: commands, arguments, flags
+		err = coded(exitUsage, err)
 	}
 	fmt.Fprintln(os.Stderr, "skep: "+err.Error())
 	var c *codedError
@@ -58,4 +65,23 @@ func run() int {
 		return c.code
 	}
 	return exitFailed
+}
+
+// markRuns notes in began whether a command was run at all.
+func markRuns(cmd *cobra.Command) (began *bool) {
+	began = new(bool)
+	var mark func(*cobra.Command)
+	mark = func(c *cobra.Command) {
+		if run := c.RunE; run != nil {
+			c.RunE = func(cmd *cobra.Command, args []string) error {
+				*began = true
+				return run(cmd, args)
+			}
+		}
+		for _, sub := range c.Commands() {
+			mark(sub)
+		}
+	}
+	mark(cmd)
+	return began
 }

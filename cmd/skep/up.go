@@ -68,7 +68,7 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&logFormat, "log-format", "text", "format of the log on standard error: text or json")
 	f.StringVar(&logLevel, "log-level", "info", "least level logged: debug, info, warn or error")
 	for name, values := range map[string][]string{
-		"sandbox": daemon.Drivers, "accel": {"auto", "kvm", "tcg"},
+		"sandbox": daemon.Drivers, "accel": daemon.Accels,
 		"log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))

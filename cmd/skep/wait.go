@@ -68,15 +68,15 @@ func causeOf(ctx context.Context, c *client, s *v1.Service) string {
 	return "no cause is known yet"
 }
 
-func serviceWatch(ctx context.Context, c *client, s *v1.Service) cache.ListerWatcher {
+func serviceWatch(c *client, s *v1.Service) cache.ListerWatcher {
 	services := c.knative.ServingV1().Services(s.Namespace)
 	only := fields.OneTermEqualSelector("metadata.name", s.Name).String()
 	return &cache.ListWatch{
-		ListFunc: func(o metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = only
 			return services.List(ctx, o)
 		},
-		WatchFunc: func(o metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = only
 			return services.Watch(ctx, o)
 		},

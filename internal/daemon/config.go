@@ -7,8 +7,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/skep-dev/skep/internal/serving"
 )
@@ -57,6 +60,11 @@ func DefaultConfig() Config {
 // Drivers are the names that Config.Sandbox may have.
 var Drivers = []string{"auto", "gvisor", "qemu", "runc"}
 
+// Accels are what Config.Accel may be.
+var Accels = []string{"auto", "kvm", "tcg"}
+
+const minBytes = 1 << 20 // of ImageBytes and StoreBytes
+
 // Validate names the first field that is wrong, and the fix.
 func (c *Config) Validate() error {
 	for _, a := range []struct{ flag, addr string }{
@@ -75,12 +83,20 @@ func (c *Config) Validate() error {
 			return fmt.Errorf("--%s: %q is not a loopback address: what it serves has no authentication", a.flag, host)
 		}
 	}
-	known := false
-	for _, d := range Drivers {
-		known = known || d == c.Sandbox
-	}
-	if !known {
+	if !slices.Contains(Drivers, c.Sandbox) {
 		return fmt.Errorf("--sandbox: %q is not one of %v", c.Sandbox, Drivers)
+	}
+	if !slices.Contains(Accels, c.Accel) {
+		return fmt.Errorf("--accel: %q is not one of %v", c.Accel, Accels)
+	}
+	if problems := validation.IsDNS1123Subdomain(c.Domain); len(problems) > 0 {
+		return fmt.Errorf("--domain: %q is not a domain such as functions.example.com", c.Domain)
+	}
+	if c.DrainTimeout < 0 {
+		return fmt.Errorf("--drain-timeout: %s is negative", c.DrainTimeout)
+	}
+	if c.ImageBytes < minBytes || c.StoreBytes < minBytes {
+		return fmt.Errorf("--image-bytes %d, --store-bytes %d: at least %d are needed", c.ImageBytes, c.StoreBytes, minBytes)
 	}
 	if c.PoolSize < 0 || c.PoolSize > 256 {
 		return fmt.Errorf("--pool-size: %d is not between 0 and 256", c.PoolSize)

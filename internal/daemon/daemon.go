@@ -163,21 +163,18 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	if err != nil {
 		return nil, err
 	}
-	drivers, err := newDrivers(cfg)
-	if err != nil {
-		return nil, err
-	}
+	drivers, missing := newDrivers(cfg)
 	// Sandboxes that an earlier run left are removed before their networks:
 	// a namespace lives as long as a process in it.
 	var networks lateNetworks
 	l.node, err = node.Open(ctx, node.Config{
-		Dir: filepath.Join(cfg.Data, "sandboxes"), ID: id, Drivers: drivers, Journal: j,
+		Dir: filepath.Join(cfg.Data, "sandboxes"), ID: id, Drivers: drivers, Missing: missing, Journal: j,
 		Images: l.images, Networks: &networks, Logs: l.logs, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	l.driver, err = chooseDriver(ctx, cfg, drivers)
+	l.driver, err = chooseDriver(ctx, cfg, drivers, missing)
 	if err != nil {
 		return nil, err
 	}

@@ -19,28 +19,37 @@ import (
 const probeTimeout = 30 * time.Second
 
 // newDrivers makes all drivers that this build knows, whether or not they
-// work here: removing what an earlier run left needs them.
-func newDrivers(cfg Config) ([]sandbox.Driver, error) {
-	q, err := qemu.New(qemu.Config{CacheDir: filepath.Join(cfg.Data, "cache", "qemu"), Kernel: cfg.Kernel, Accel: qemu.Accel(cfg.Accel), Log: cfg.Log})
-	if err != nil {
-		return nil, err
-	}
+// work here: removing what an earlier run left needs them. For those that
+// cannot even be made, missing says why.
+func newDrivers(cfg Config) (drivers []sandbox.Driver, missing map[string]error) {
+	missing = map[string]error{}
 	runscPath, err := runscbin.Extract(filepath.Join(cfg.Data, "cache", "runsc"))
-	if err != nil {
-		return nil, err
+	if err == nil {
+		drivers = append(drivers, gvisor.New(gvisor.Config{Runsc: runscPath}))
+	} else {
+		missing["gvisor"] = err
 	}
-	return []sandbox.Driver{gvisor.New(gvisor.Config{Runsc: runscPath}), q, runc.New(runc.Config{})}, nil
+	q, err := qemu.New(qemu.Config{CacheDir: filepath.Join(cfg.Data, "cache", "qemu"), Kernel: cfg.Kernel, Accel: qemu.Accel(cfg.Accel), Log: cfg.Log})
+	if err == nil {
+		drivers = append(drivers, q)
+	} else {
+		missing["qemu"] = err
+	}
+	return append(drivers, runc.New(runc.Config{})), missing
 }
 
 // chooseDriver returns the default driver, which a real start has proved to
 // work. For auto the order is: micro-VMs with KVM, gVisor, micro-VMs by
 // emulation, plain containers.
-func chooseDriver(ctx context.Context, cfg Config, drivers []sandbox.Driver) (string, error) {
+func chooseDriver(ctx context.Context, cfg Config, drivers []sandbox.Driver, missing map[string]error) (string, error) {
 	byName := map[string]sandbox.Driver{}
 	for _, d := range drivers {
 		byName[d.Name()] = d
 	}
 	try := func(name string) error {
+		if err := missing[name]; err != nil {
+			return err
+		}
 		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 		defer cancel()
 		began := time.Now()

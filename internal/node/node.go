@@ -9,11 +9,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/image"
 	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/node/journal"
@@ -35,9 +39,11 @@ type Networks interface {
 
 // Config says what a node works with.
 type Config struct {
-	Dir      string // its own: sandboxes live below it
-	ID       string // NodeID, 8 hexadecimal digits
-	Drivers  []sandbox.Driver
+	Dir     string // its own: sandboxes live below it
+	ID      string // NodeID, 8 hexadecimal digits
+	Drivers []sandbox.Driver
+	// Missing says why a driver is not among Drivers, by its name.
+	Missing  map[string]error
 	Journal  *journal.Journal
 	Images   Images
 	Networks Networks
@@ -106,7 +112,8 @@ func (n *Node) reap(ctx context.Context) error {
 func (n *Node) reapOne(ctx context.Context, rec record) error {
 	d := n.drivers[rec.Driver]
 	if d == nil {
-		return fmt.Errorf("sandbox %s is of driver %q, which is not there now", rec.State.ID, rec.Driver)
+		_, err := n.Driver(rec.Driver)
+		return fmt.Errorf("sandbox %s: %w", rec.State.ID, err)
 	}
 	if err := d.Reap(ctx, rec.State); err != nil {
 		return fmt.Errorf("reap sandbox %s: %w", rec.State.ID, err)
@@ -120,8 +127,11 @@ func (n *Node) reapOne(ctx context.Context, rec record) error {
 // Driver returns a driver by name.
 func (n *Node) Driver(name string) (sandbox.Driver, error) {
 	d := n.drivers[name]
+	if d == nil && n.cfg.Missing[name] != nil {
+		return nil, fmt.Errorf("sandbox driver %q is not available on this node: %w", name, n.cfg.Missing[name])
+	}
 	if d == nil {
-		return nil, fmt.Errorf("sandbox driver %q is not available on this node", name)
+		return nil, fmt.Errorf("there is no sandbox driver %q; this node has %s", name, strings.Join(slices.Sorted(maps.Keys(n.drivers)), ", "))
 	}
 	return d, nil
 }
@@ -137,7 +147,7 @@ func (n *Node) Instances() []*Instance {
 	return out
 }
 
-// Close stops every instance that is left.
+// Close stops every instance that is left and removes the cgroup they shared.
 func (n *Node) Close(ctx context.Context) error {
 	var wg sync.WaitGroup
 	instances := n.Instances()
@@ -146,7 +156,11 @@ func (n *Node) Close(ctx context.Context) error {
 		wg.Go(func() { errs[i] = inst.Stop(ctx, 0) })
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	parent, err := cgroup.Load(n.CgroupParent())
+	if err == nil {
+		err = parent.DeleteIfEmpty()
+	}
+	return errors.Join(append(errs, err)...)
 }
 
 func (n *Node) sandboxDir(id string) string { return filepath.Join(n.cfg.Dir, id) }

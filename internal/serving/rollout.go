@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -23,6 +24,9 @@ const (
 	reasonInvalid  = "InvalidSpec"
 	reasonDeadline = "ProgressDeadlineExceeded"
 )
+
+// lateError is how long a start that is over its deadline may take to say so.
+const lateError = 10 * time.Second
 
 // rollout proves a new revision and moves the traffic to it.
 type rollout struct {
@@ -84,9 +88,10 @@ func (c *Controller) prove(ctx context.Context, rev *v1.Revision) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, p.deadline, fmt.Errorf("not ready within the progress deadline of %s", p.deadline))
+	late := fmt.Errorf("not ready within the progress deadline of %s", p.deadline)
+	pulling, cancel := context.WithTimeoutCause(ctx, p.deadline, late)
 	defer cancel()
-	img, err := c.cfg.Images.Ensure(ctx, p.fleet.Launch.Image, p.alwaysPull)
+	img, err := c.cfg.Images.Ensure(pulling, p.fleet.Launch.Image, p.alwaysPull)
 	if err != nil {
 		return &node.StartError{Reason: node.ReasonImage, Err: err}
 	}
@@ -105,6 +110,10 @@ func (c *Controller) prove(ctx context.Context, rev *v1.Revision) error {
 	if p.initial == 0 && p.fleet.Policy.MinScale == 0 {
 		return nil
 	}
+	// The image is progress: the start has the deadline for itself, which the
+	// node keeps. Its error says more than that time is up, so wait for it.
+	ctx, cancel = context.WithTimeoutCause(ctx, p.deadline+lateError, late)
+	defer cancel()
 	err = c.cfg.Fleet.Ensure(ctx, p.gateway.Key)
 	if err != nil && errors.Is(err, context.DeadlineExceeded) {
 		var se *node.StartError

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Build builds skep into a file, as the Makefile does, unless SKEP_BINARY in
@@ -19,16 +20,33 @@ func Build(ctx context.Context, out string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := embedded(ctx, root); err != nil {
+		return "", err
+	}
 	version, err := goTool(ctx, root, "list", "-m", "-f", "{{.Version}}", "gvisor.dev/gvisor")
 	if err != nil {
 		return "", err
 	}
-	agent := filepath.Join(root, "internal", "agent", "guestbin", "skep-agent")
-	if _, err := goTool(ctx, root, "build", "-trimpath", "-ldflags", "-s -w", "-o", agent, "./cmd/skep-agent"); err != nil {
-		return "", err
-	}
 	_, err = goTool(ctx, root, "build", "-ldflags", "-s -w -X gvisor.dev/gvisor/runsc/version.version="+version, "-o", out, "./cmd/skep")
 	return out, err
+}
+
+// embedded makes the programs that skep embeds. Several packages of tests may
+// want to at the same time.
+func embedded(ctx context.Context, root string) error {
+	lock, err := os.Open(filepath.Join(root, "Makefile"))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	cmd := exec.CommandContext(ctx, "make", "--no-print-directory", "-C", root, "embedded")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make embedded: %w\n%s", err, out)
+	}
+	return nil
 }
 
 func goTool(ctx context.Context, root string, args ...string) (string, error) {

@@ -35,6 +35,23 @@ func Leftovers(dir, nodeID string) ([]string, error) {
 	return all, errors.Join(errs...)
 }
 
+// LeftoversOf lists what is left of one sandbox of a Skep that runs.
+func LeftoversOf(dir, nodeID, id string) ([]string, error) {
+	var all []string
+	var errs []error
+	sandbox := filepath.Join(dir, "sandboxes", id)
+	for _, find := range []func() ([]string, error){
+		func() ([]string, error) { return processes(sandbox) },
+		func() ([]string, error) { return mounts(sandbox) },
+		func() ([]string, error) { return cgroups("skep-" + nodeID + "/" + id) },
+		func() ([]string, error) { return files(sandbox) },
+	} {
+		found, err := find()
+		all, errs = append(all, found...), append(errs, err)
+	}
+	return all, errors.Join(errs...)
+}
+
 // below reports whether a path is dir or below it.
 func below(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 

@@ -76,6 +76,13 @@ func (s *Skep) Up(ctx context.Context) error {
 	}
 }
 
+// Running reports whether the daemon was started and not stopped.
+func (s *Skep) Running() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cmd != nil
+}
+
 // PID of the running daemon.
 func (s *Skep) PID() int { return s.cmd.Process.Pid }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 )
 
 const (
@@ -110,7 +111,10 @@ func Open(ctx context.Context, dir string) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxSendMsgSize(maxResponseBytes))
+	s.grpc = grpc.NewServer(grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxSendMsgSize(maxResponseBytes),
+		// The API server's clients ping twice a minute; by default gRPC hangs
+		// up on those that ping more often than every five.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))
 	server.New(backend, "unix", 5*time.Second, emulatedEtcd).Register(s.grpc)
 	s.work.Go(func() { _ = s.grpc.Serve(listener) })
 	s.endpoint = "unix://" + socket

@@ -10,8 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"unicode/utf8"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"knative.dev/pkg/apis"
@@ -90,6 +93,9 @@ func decodeOne(document []byte) (*servingv1.Service, error) {
 	service := &servingv1.Service{}
 	strict, err := kjson.UnmarshalStrict(asJSON, service)
 	if err != nil {
+		if field := badQuantity(asJSON); field != "" {
+			return nil, fmt.Errorf("%s is not a quantity such as 256Mi, 500m or 2", field)
+		}
 		return nil, fmt.Errorf("service does not fit its type: %w", err)
 	}
 	name := service.Name
@@ -108,4 +114,36 @@ func decodeOne(document []byte) (*servingv1.Service, error) {
 		return nil, fmt.Errorf("service %q: %w", name, err)
 	}
 	return service, nil
+}
+
+// badQuantity names the first amount of a resource that is none, because the
+// decoder's own message does not say where it is.
+func badQuantity(asJSON []byte) string {
+	var s struct {
+		Spec struct {
+			Template struct {
+				Spec struct {
+					Containers []struct {
+						Resources map[string]map[string]any `json:"resources"`
+					} `json:"containers"`
+				} `json:"spec"`
+			} `json:"template"`
+		} `json:"spec"`
+	}
+	if err := json.Unmarshal(asJSON, &s); err != nil {
+		return ""
+	}
+	for i, c := range s.Spec.Template.Spec.Containers {
+		for _, kind := range []string{"limits", "requests"} {
+			for _, name := range slices.Sorted(maps.Keys(c.Resources[kind])) {
+				v := c.Resources[kind][name]
+				if text, ok := v.(string); ok {
+					if _, err := resource.ParseQuantity(text); err != nil {
+						return fmt.Sprintf("spec.template.spec.containers[%d].resources.%s.%s: %.40q", i, kind, name, text)
+					}
+				}
+			}
+		}
+	}
+	return ""
 }

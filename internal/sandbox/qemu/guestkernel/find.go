@@ -38,7 +38,7 @@ const ownDir = "/usr/lib/skep"
 func (f Finder) Find() (Kernel, error) {
 	if f.Path != "" {
 		if _, err := os.Stat(f.Path); err != nil {
-			return Kernel{}, fmt.Errorf("guest kernel: %w", err)
+			return Kernel{}, fmt.Errorf("guest kernel: %w (the package %s brings one)", err, Package)
 		}
 		k := Kernel{Image: f.Path}
 		k.Modules = f.modulesFor(f.Path)
