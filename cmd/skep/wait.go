@@ -23,7 +23,7 @@ func waitReady(ctx context.Context, c *client, s *v1.Service, timeout time.Durat
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	last := s
-	_, err := watchtools.UntilWithSync(ctx, serviceWatch(ctx, c, s), &v1.Service{}, nil, func(e watch.Event) (bool, error) {
+	_, err := watchtools.UntilWithSync(ctx, serviceWatch(c, s), &v1.Service{}, nil, func(e watch.Event) (bool, error) {
 		now, ok := e.Object.(*v1.Service)
 		if !ok || now.UID != s.UID {
 			return false, nil
