@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -101,7 +102,7 @@ func (d *Daemon) Stop(ctx context.Context) error {
 // else: a port that is taken is said at once.
 func (d *Daemon) start(ctx context.Context) error {
 	cfg, log := d.cfg, d.cfg.Log
-	listeners, err := d.listen()
+	listeners, err := d.listen(ctx)
 	if err != nil {
 		return err
 	}
@@ -137,6 +138,9 @@ func (d *Daemon) start(ctx context.Context) error {
 			<-r.server.Done()
 			d.failed <- errors.New("the API server has stopped")
 		}()
+	}
+	if errors.Is(r.err, syscall.EADDRINUSE) {
+		r.err = errTaken("api-listen", cfg.APIListen)
 	}
 	if err := errors.Join(err, r.err); err != nil {
 		return err
@@ -192,6 +196,17 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	return l, nil
 }
 
+// launcher is a node as the fleet sees it.
+type launcher struct{ *node.Node }
+
+func (l launcher) Launch(ctx context.Context, spec node.Launch) (fleet.Instance, error) {
+	i, err := l.Node.Launch(ctx, spec)
+	if err != nil {
+		return nil, err // no pointer in an interface
+	}
+	return i, nil
+}
+
 // lateNetworks lets the node be opened before the network is.
 type lateNetworks struct{ *network.Manager }
 
@@ -217,7 +232,7 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 		return fmt.Errorf("kubernetes client: %w", err)
 	}
 	var c *serving.Controller
-	f = fleet.New(fleet.Config{Node: l.node, Traffic: g, Log: log, OnEvent: func(e fleet.Event) { c.OnEvent(e) }})
+	f = fleet.New(fleet.Config{Node: launcher{l.node}, Traffic: g, Log: log, OnEvent: func(e fleet.Event) { c.OnEvent(e) }})
 	c = serving.New(serving.Config{
 		Knative: knative, Kube: kube, Fleet: f, Router: g, Logs: l.logs, Log: log,
 		Images:   &imageSource{store: l.images, registry: at.registry.Addr().String(), insecure: cfg.InsecureRegistries},

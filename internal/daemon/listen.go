@@ -23,7 +23,7 @@ type listeners struct {
 }
 
 // listen opens all ports but the API's, and closes them again if the start fails.
-func (d *Daemon) listen() (*listeners, error) {
+func (d *Daemon) listen(ctx context.Context) (*listeners, error) {
 	l := &listeners{}
 	d.onStop("listeners", func(context.Context) error {
 		if !l.taken {
@@ -43,9 +43,9 @@ func (d *Daemon) listen() (*listeners, error) {
 		{"registry-listen", d.cfg.RegistryListen, &l.registry},
 		{"metrics-listen", d.cfg.MetricsListen, &l.metrics},
 	} {
-		got, err := net.Listen("tcp", p.addr)
+		got, err := new(net.ListenConfig).Listen(ctx, "tcp", p.addr)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return l, fmt.Errorf("--%s: %s is taken by another program; choose another port, such as --%s 127.0.0.1:0 for any", p.flag, p.addr, p.flag)
+			return l, errTaken(p.flag, p.addr)
 		}
 		if err != nil {
 			return l, fmt.Errorf("--%s: %w", p.flag, err)
@@ -53,8 +53,12 @@ func (d *Daemon) listen() (*listeners, error) {
 		*p.to = got
 	}
 	var err error
-	l.admin, err = admin.Listen(filepath.Join(d.cfg.Run, adminSocket))
+	l.admin, err = admin.Listen(ctx, filepath.Join(d.cfg.Run, adminSocket))
 	return l, err
+}
+
+func errTaken(flag, addr string) error {
+	return fmt.Errorf("--%s: %s is taken by another program; choose another port, such as --%s 127.0.0.1:0 for any", flag, addr, flag)
 }
 
 // safeServer has the time-outs that a server for local clients needs.
