@@ -5,7 +5,9 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
 	"runtime"
 	"sync"
 	"time"
@@ -13,11 +15,31 @@ import (
 	"github.com/skep-dev/skep/internal/autoscale"
 	"github.com/skep-dev/skep/internal/gateway"
 	"github.com/skep-dev/skep/internal/node"
+	"github.com/skep-dev/skep/internal/sandbox"
 )
 
 // Launcher starts instances.
 type Launcher interface {
-	Launch(ctx context.Context, l node.Launch) (*node.Instance, error)
+	// Launch returns an instance that is ready.
+	Launch(ctx context.Context, l node.Launch) (Instance, error)
+}
+
+// Instance is one that a Launcher started.
+type Instance interface {
+	ID() string
+	// Dial connects to the function.
+	Dial(ctx context.Context) (net.Conn, error)
+	// Phases says how long each step of the start took, in order.
+	Phases() []sandbox.Phase
+	// ReadyAt is when the instance became ready.
+	ReadyAt() time.Time
+	// Done is closed when the instance has ended and given all back.
+	Done() <-chan struct{}
+	// ExitError says why it ended. It is valid after Done.
+	ExitError() error
+	// Stop ends the instance, at the latest after the grace, and waits for
+	// that until ctx ends.
+	Stop(ctx context.Context, grace time.Duration) error
 }
 
 // Traffic is what a fleet tells and asks the gateway.
@@ -55,7 +77,9 @@ type Config struct {
 	// must not block.
 	OnScale func(key gateway.RevisionKey, ready int)
 	// Starts bounds how many instances start at the same time on this node;
-	// 0 means twice the CPUs, at least 4: starting is CPU-bound.
+	// 0 means twice the CPUs, at least 4: starting is CPU-bound. One that is
+	// not ready after some seconds waits rather than works: it no longer
+	// counts, so that functions that never get ready do not block the others.
 	Starts int
 }
 
@@ -69,6 +93,8 @@ type Fleet struct {
 	mu        sync.Mutex
 	revisions map[gateway.RevisionKey]*revision
 	closed    bool
+
+	leaving sync.WaitGroup // revisions that were removed and still drain
 }
 
 // New returns an empty fleet.
@@ -135,33 +161,55 @@ func (f *Fleet) Ensure(ctx context.Context, key gateway.RevisionKey) error {
 	return r.ensure(ctx)
 }
 
-// Remove drains and stops all instances of a revision, and forgets it. It
-// returns when they are gone or ctx ends.
-func (f *Fleet) Remove(ctx context.Context, key gateway.RevisionKey) error {
+// Remove forgets a revision: from now on its instances get no new requests,
+// and its name is free for another. The instances are drained and stopped;
+// the channel is closed when they are gone.
+func (f *Fleet) Remove(key gateway.RevisionKey) (gone <-chan struct{}) {
 	f.mu.Lock()
 	r := f.revisions[key]
 	delete(f.revisions, key)
-	f.mu.Unlock()
 	if r == nil {
-		return nil
+		f.mu.Unlock()
+		none := make(chan struct{})
+		close(none)
+		return none
 	}
-	return r.close(ctx)
+	f.leaving.Add(1) // under the lock: not after Close waits
+	f.mu.Unlock()
+	r.detach()
+	go func() {
+		defer f.leaving.Done()
+		<-r.gone
+	}()
+	return r.gone
 }
 
-// Close removes every revision.
+// Close removes every revision, and waits until those and the ones that were
+// removed before are gone, or ctx ends.
 func (f *Fleet) Close(ctx context.Context) error {
 	f.mu.Lock()
 	f.closed = true
 	all := f.revisions
 	f.revisions = map[gateway.RevisionKey]*revision{}
 	f.mu.Unlock()
-	var wg sync.WaitGroup
 	for _, r := range all {
-		wg.Go(func() { _ = r.close(ctx) })
+		r.detach()
 	}
-	wg.Wait()
-	f.cancel()
-	return ctx.Err()
+	gone := make(chan struct{})
+	go func() {
+		for _, r := range all {
+			<-r.gone
+		}
+		f.leaving.Wait()
+		close(gone)
+	}()
+	defer f.cancel()
+	select {
+	case <-gone:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(errors.New("instances still drain"), context.Cause(ctx))
+	}
 }
 
 func (f *Fleet) get(key gateway.RevisionKey) *revision {

@@ -1,12 +1,9 @@
 package fleet
 
-import (
-	"github.com/skep-dev/skep/internal/gateway"
-	"github.com/skep-dev/skep/internal/node"
-)
+import "github.com/skep-dev/skep/internal/gateway"
 
-// instance is a node's instance as the gateway sees it.
-type instance struct{ *node.Instance }
+// instance is an Instance as the gateway sees it.
+type instance struct{ Instance }
 
 // Start tells how the instance came to be, for the response's headers.
 func (i instance) Start() gateway.StartInfo {

@@ -16,7 +16,9 @@ const (
 	tick          = time.Second     // how often an active revision is looked at
 	firstBackoff  = time.Second     // after a start that failed
 	maxBackoff    = 5 * time.Minute // as Kubernetes' CrashLoopBackOff
+	forgetAfter   = 2 * maxBackoff  // failures this far apart are not a loop
 	shortLife     = 10 * time.Second
+	startSlot     = 10 * time.Second // how long a start is taken for work
 	drainTimeout  = 10 * time.Minute // no request is allowed to last longer
 	reasonCrashed = "InstanceExited"
 )
@@ -37,14 +39,16 @@ type revision struct {
 	cancel context.CancelFunc
 	done   chan struct{}  // run has returned
 	work   sync.WaitGroup // goroutines of instances
+	gone   chan struct{}  // removed, and work is done
 
 	mu        sync.Mutex
 	spec      Spec
 	scaler    autoscale.Scaler
-	stats     gateway.Stats    // when last looked
-	ready     []*node.Instance // oldest first
+	stats     gateway.Stats // when last looked
+	ready     []Instance    // oldest first
 	starting  int
-	failures  int
+	failures  int       // starts and short lives in a row
+	failedAt  time.Time // the last of them
 	notBefore time.Time // no start until then
 	lastErr   error
 	waiters   []chan error
@@ -53,7 +57,7 @@ type revision struct {
 func newRevision(f *Fleet, s Spec) *revision {
 	ctx, cancel := context.WithCancel(f.ctx)
 	return &revision{fleet: f, key: s.Key, spec: s, ctx: ctx, cancel: cancel,
-		wake: make(chan struct{}, 1), done: make(chan struct{})}
+		wake: make(chan struct{}, 1), done: make(chan struct{}), gone: make(chan struct{})}
 }
 
 func (r *revision) setSpec(s Spec) {
@@ -103,6 +107,9 @@ func (r *revision) reconcile(now time.Time) (settled bool) {
 	stats, _ := r.fleet.cfg.Traffic.Stats(r.key) // zero if the gateway does not know it yet
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.ctx.Err() != nil {
+		return true
+	}
 	demand := max(float64(stats.InFlight+stats.Queued), stats.AverageSince(r.stats))
 	r.stats = stats
 	desired := r.scaler.Desired(now, r.spec.Policy, demand)
@@ -124,7 +131,7 @@ func (r *revision) reconcile(now time.Time) (settled bool) {
 		for range len(r.ready) - desired {
 			i := r.ready[0]
 			r.ready = r.ready[1:]
-			r.work.Go(func() { r.retire(i) })
+			r.retire(i)
 		}
 		r.fleet.cfg.OnScale(r.key, len(r.ready))
 	}
@@ -143,25 +150,31 @@ func (r *revision) start() {
 	r.mu.Lock()
 	launch := r.spec.Launch
 	r.mu.Unlock()
+	release := sync.OnceFunc(func() { <-r.fleet.starts })
+	waits := time.AfterFunc(startSlot, release)
 	i, err := r.fleet.cfg.Node.Launch(r.ctx, launch)
-	<-r.fleet.starts
+	waits.Stop()
+	release()
 	r.started(i, err)
 }
 
-func (r *revision) started(i *node.Instance, err error) {
+func (r *revision) started(i Instance, err error) {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.starting--
-	if err == nil && r.ctx.Err() != nil {
-		err = errRemoved
-		r.work.Go(func() { _ = i.Stop(context.Background(), 0) })
+	if r.ctx.Err() != nil {
+		if err == nil {
+			r.work.Go(func() { _ = i.Stop(context.Background(), 0) })
+		}
+		return // detach tells those who wait
 	}
 	if err != nil {
 		r.failed(now, err)
 		return
 	}
-	r.failures, r.notBefore, r.lastErr = 0, time.Time{}, nil
+	// Failures are not forgotten yet: it may end as soon as those before.
+	r.notBefore, r.lastErr = time.Time{}, nil
 	r.scaler.Touch(now)
 	r.ready = append(r.ready, i)
 	r.fleet.cfg.Traffic.AddInstance(r.key, instance{i})
@@ -178,14 +191,15 @@ func (r *revision) failed(now time.Time, err error) {
 		r.fleet.cfg.Traffic.FailWaiting(r.key, err)
 		r.answer(err)
 	}
-	if !errors.Is(err, errRemoved) && r.ctx.Err() == nil {
-		r.fleet.cfg.Log.Warn("instance did not start", "namespace", r.key.Namespace, "revision", r.key.Name, "error", err)
-		r.fleet.cfg.OnEvent(Event{Key: r.key, Reason: reasonOf(err), Err: err})
-	}
+	r.fleet.cfg.Log.Warn("instance did not start", "namespace", r.key.Namespace, "revision", r.key.Name, "error", err)
+	r.fleet.cfg.OnEvent(Event{Key: r.key, Reason: reasonOf(err), Err: err})
 }
 
 func (r *revision) backOff(now time.Time, err error) {
-	r.lastErr = err
+	if now.Sub(r.failedAt) > forgetAfter {
+		r.failures = 0
+	}
+	r.lastErr, r.failedAt = err, now
 	wait := min(firstBackoff<<min(r.failures, 10), maxBackoff)
 	r.failures++
 	r.notBefore = now.Add(wait)
@@ -200,7 +214,7 @@ func (r *revision) answer(err error) {
 }
 
 // watch takes an instance that ended by itself out of service.
-func (r *revision) watch(i *node.Instance) {
+func (r *revision) watch(i Instance) {
 	<-i.Done()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -218,6 +232,8 @@ func (r *revision) watch(i *node.Instance) {
 	err := i.ExitError()
 	if now := time.Now(); now.Sub(i.ReadyAt()) < shortLife {
 		r.backOff(now, err)
+	} else {
+		r.failures = 0
 	}
 	r.fleet.cfg.Log.Warn("instance ended", "namespace", r.key.Namespace, "revision", r.key.Name, "id", i.ID(), "error", err)
 	r.fleet.cfg.OnEvent(Event{Key: r.key, Reason: reasonOf(err), Err: err})
@@ -225,18 +241,19 @@ func (r *revision) watch(i *node.Instance) {
 	r.poke()
 }
 
-// retire lets an instance finish its requests, then stops it.
-func (r *revision) retire(i *node.Instance) {
+// retire takes an instance out of service, lets it finish its requests and
+// stops it. The caller holds mu.
+func (r *revision) retire(i Instance) {
 	drained := r.fleet.cfg.Traffic.RemoveInstance(r.key, i.ID())
-	select {
-	case <-drained:
-	case <-i.Done():
-	case <-time.After(drainTimeout):
-	}
-	r.mu.Lock()
 	grace := r.spec.Grace
-	r.mu.Unlock()
-	_ = i.Stop(context.Background(), grace)
+	r.work.Go(func() {
+		select {
+		case <-drained:
+		case <-i.Done():
+		case <-time.After(drainTimeout):
+		}
+		_ = i.Stop(context.Background(), grace)
+	})
 }
 
 func (r *revision) ensure(ctx context.Context) error {
@@ -261,26 +278,23 @@ func (r *revision) ensure(ctx context.Context) error {
 	}
 }
 
-// close retires everything and waits for it.
-func (r *revision) close(ctx context.Context) error {
+// detach ends the revision: when it returns the gateway has none of its
+// instances and it starts no more. They drain in the background, until gone
+// is closed. It is called once.
+func (r *revision) detach() {
 	r.cancel()
 	<-r.done
 	r.mu.Lock()
-	instances := r.ready
+	for _, i := range r.ready {
+		r.retire(i)
+	}
 	r.ready = nil
 	r.answer(errRemoved)
-	for _, i := range instances {
-		r.work.Go(func() { r.retire(i) })
-	}
 	r.mu.Unlock()
-	gone := make(chan struct{})
-	go func() { r.work.Wait(); close(gone) }()
-	select {
-	case <-gone:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("stop revision %s/%s: %w", r.key.Namespace, r.key.Name, ctx.Err())
-	}
+	go func() {
+		r.work.Wait()
+		close(r.gone)
+	}()
 }
 
 func reasonOf(err error) string {

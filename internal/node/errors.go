@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -41,7 +40,7 @@ func (e *StartError) Unwrap() error { return e.Err }
 
 // explain turns an error of the driver into a StartError with what the
 // function printed.
-func (i *Instance) explain(_ context.Context, err error) error {
+func (i *Instance) explain(err error) error {
 	reason := ReasonSandbox
 	if errors.Is(err, syscall.ENOSPC) {
 		reason = ReasonDisk

@@ -25,6 +25,8 @@ type Instance struct {
 	exit sandbox.Exit  // valid then
 
 	stopping sync.Once
+	hurry    chan struct{} // closed by a Stop without grace
+	hurrying sync.Once
 	cleaning sync.Once
 	undo     []func(context.Context) error // in the order acquired
 }
@@ -98,8 +100,12 @@ func (i *Instance) watch() {
 }
 
 // Stop asks the function to end with SIGTERM, gives it the grace, then kills
-// it. It returns when all that the instance held is free, or ctx ends.
+// it. It returns when all that the instance held is free, or ctx ends. A
+// grace of 0 kills it at once, also if an earlier Stop was more patient.
 func (i *Instance) Stop(ctx context.Context, grace time.Duration) error {
+	if grace <= 0 {
+		i.hurrying.Do(func() { close(i.hurry) })
+	}
 	i.stopping.Do(func() {
 		go i.stop(context.WithoutCancel(ctx), grace)
 	})
@@ -120,6 +126,7 @@ func (i *Instance) stop(ctx context.Context, grace time.Duration) {
 			select {
 			case <-i.done:
 				return
+			case <-i.hurry:
 			case <-time.After(grace):
 			}
 		}

@@ -39,9 +39,18 @@ type Launch struct {
 // *StartError if the cause is the function or its image. Nothing is left
 // behind on error.
 func (n *Node) Launch(ctx context.Context, l Launch) (*Instance, error) {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return nil, ErrClosed
+	}
+	n.launches.Add(1)
+	n.mu.Unlock()
+	defer n.launches.Done()
 	ctx, cancel := context.WithTimeout(ctx, l.StartTimeout)
 	defer cancel()
-	inst := &Instance{node: n, launch: l, id: sandbox.NewID(), done: make(chan struct{})}
+	defer context.AfterFunc(n.ctx, cancel)()
+	inst := &Instance{node: n, launch: l, id: sandbox.NewID(), done: make(chan struct{}), hurry: make(chan struct{})}
 	if err := inst.start(ctx); err != nil {
 		inst.clean(context.WithoutCancel(ctx))
 		return nil, err
@@ -92,21 +101,21 @@ func (i *Instance) start(ctx context.Context) error {
 	if err := i.journal(ctx, driver, spec); err != nil {
 		return err
 	}
-	i.sandbox, err = driver.Create(ctx, spec)
-	if err != nil {
-		return i.explain(ctx, fmt.Errorf("create sandbox: %w", err))
-	}
 	i.onClean(func(ctx context.Context) error {
-		err := i.sandbox.Destroy(ctx)
-		if err != nil {
-			err = driver.Reap(ctx, spec.State())
+		if i.sandbox != nil && i.sandbox.Destroy(ctx) == nil {
+			return nil
 		}
-		return err
+		return driver.Reap(ctx, spec.State())
 	})
+	box, err := driver.Create(ctx, spec)
+	if err != nil {
+		return i.explain(fmt.Errorf("create sandbox: %w", err))
+	}
+	i.sandbox = box
 	phase("create")
 
 	if err := i.sandbox.Start(ctx); err != nil {
-		return i.explain(ctx, fmt.Errorf("start: %w", err))
+		return i.explain(fmt.Errorf("start: %w", err))
 	}
 	phase("start")
 

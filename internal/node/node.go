@@ -56,9 +56,17 @@ type Node struct {
 	cfg     Config
 	drivers map[string]sandbox.Driver
 
+	ctx    context.Context // ends when the node closes
+	cancel context.CancelFunc
+
 	mu        sync.Mutex
 	instances map[string]*Instance
+	closed    bool
+	launches  sync.WaitGroup // under way, their clean-up included
 }
+
+// ErrClosed is returned by Launch after Close.
+var ErrClosed = errors.New("the node is closed")
 
 const (
 	kindSandbox  = "sandbox"
@@ -74,6 +82,7 @@ type record struct {
 // Open makes a node and removes what an earlier process of it left behind.
 func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}}
+	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	for _, d := range cfg.Drivers {
 		n.drivers[d.Name()] = d
 	}
@@ -147,8 +156,14 @@ func (n *Node) Instances() []*Instance {
 	return out
 }
 
-// Close stops every instance that is left and removes the cgroup they shared.
+// Close ends the launches under way, stops every instance that is left and
+// removes the cgroup they shared.
 func (n *Node) Close(ctx context.Context) error {
+	n.mu.Lock()
+	n.closed = true
+	n.mu.Unlock()
+	n.cancel()
+	n.launches.Wait() // bounded by cleanTimeout
 	var wg sync.WaitGroup
 	instances := n.Instances()
 	errs := make([]error, len(instances))

@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -35,7 +36,9 @@ type Fleet interface {
 	Set(fleet.Spec)
 	Ensure(ctx context.Context, key gateway.RevisionKey) error
 	Ready(key gateway.RevisionKey) int
-	Remove(ctx context.Context, key gateway.RevisionKey) error
+	// Remove takes a revision away at once; its instances drain until gone
+	// is closed.
+	Remove(key gateway.RevisionKey) (gone <-chan struct{})
 }
 
 // Router sends requests to revisions.
@@ -88,12 +91,17 @@ type Controller struct {
 	mu     sync.Mutex
 	served map[cache.ObjectName]*served
 	work   sync.WaitGroup // roll-outs and retirements
+
+	places  sync.Mutex // whoever changes what is deployed; short
+	tenants map[gateway.RevisionKey]*tenant
 }
 
 // served is what runs for one Service.
 type served struct {
 	mu      sync.Mutex // one reconciliation of a service at a time
+	uid     types.UID  // of the service: a new one of the same name is another
 	routed  string     // revision that takes the requests, "" if none
+	tenant  *tenant    // its deployment
 	rollout *rollout   // the newest, possibly over
 }
 
@@ -101,7 +109,7 @@ type served struct {
 func New(cfg Config) *Controller {
 	return &Controller{
 		cfg:    cfg,
-		served: map[cache.ObjectName]*served{},
+		served: map[cache.ObjectName]*served{}, tenants: map[gateway.RevisionKey]*tenant{},
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[cache.ObjectName](100*time.Millisecond, time.Minute)),
 	}
@@ -130,6 +138,9 @@ func (c *Controller) Run(ctx context.Context) (wait func(), err error) {
 		return nil, fmt.Errorf("watch services: %w", err)
 	}
 	revisions := serving.Revisions().Informer()
+	if _, err := revisions.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: c.revisionDeleted}); err != nil {
+		return nil, fmt.Errorf("watch revisions: %w", err)
+	}
 	factory.Start(ctx.Done())
 	if !cache.WaitForCacheSync(ctx.Done(), serving.Services().Informer().HasSynced, revisions.HasSynced) {
 		return nil, fmt.Errorf("watch services: %w", context.Cause(ctx))
@@ -159,6 +170,18 @@ func (c *Controller) enqueue(obj any) {
 	}
 }
 
+// revisionDeleted removes what a revision printed once it is off the record.
+func (c *Controller) revisionDeleted(obj any) {
+	if d, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = d.Obj
+	}
+	if r, ok := obj.(*v1.Revision); ok {
+		c.places.Lock()
+		defer c.places.Unlock()
+		c.forgetLogs(gateway.RevisionKey{Namespace: r.Namespace, Name: r.Name})
+	}
+}
+
 func (c *Controller) loop(ctx context.Context) {
 	for {
 		key, stop := c.queue.Get()
@@ -175,14 +198,20 @@ func (c *Controller) loop(ctx context.Context) {
 	}
 }
 
-func (c *Controller) servedOf(key cache.ObjectName) *served {
+// servedOf returns what runs for the service with this UID. That of an
+// earlier one of the same name is ended.
+func (c *Controller) servedOf(key cache.ObjectName, uid types.UID) *served {
+	c.mu.Lock()
+	s := c.served[key]
+	c.mu.Unlock()
+	if s != nil && s.uid == uid {
+		return s
+	}
+	c.remove(key)
+	s = &served{uid: uid}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.served[key]
-	if s == nil {
-		s = &served{}
-		c.served[key] = s
-	}
+	c.served[key] = s
 	return s
 }
 

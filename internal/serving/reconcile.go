@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,7 +36,7 @@ func (c *Controller) reconcile(ctx context.Context, key cache.ObjectName) error 
 	if err != nil {
 		return err
 	}
-	sv := c.servedOf(key)
+	sv := c.servedOf(key, s.UID)
 	sv.mu.Lock()
 	defer sv.mu.Unlock()
 	ch, err := c.ensureChildren(ctx, s)
@@ -48,9 +47,12 @@ func (c *Controller) reconcile(ctx context.Context, key cache.ObjectName) error 
 	if err != nil {
 		return err
 	}
-	if sv.routed != rev.Name && (sv.rollout == nil || sv.rollout.revision != rev.Name) {
+	if sv.rollout == nil || sv.rollout.revision != rev.Name {
 		sv.rollout.stop()
-		sv.rollout = c.startRollout(ctx, key, sv, rev)
+		sv.rollout = nil
+		if sv.routed != rev.Name { // else: back to what takes the requests
+			sv.rollout = c.startRollout(ctx, key, sv, rev)
+		}
 	}
 	return c.updateStatuses(ctx, s, ch, rev, sv.routed)
 }
@@ -142,8 +144,9 @@ func (c *Controller) pruneRevisions(ctx context.Context, s *v1.Service, newest s
 		if kept++; kept <= keepRevisions {
 			continue
 		}
-		if err := c.cfg.Knative.ServingV1().Revisions(r.Namespace).Delete(ctx, r.Name, metav1.DeleteOptions{}); err == nil {
-			_ = c.cfg.Logs.Remove(r.Namespace, r.Name)
+		err := c.cfg.Knative.ServingV1().Revisions(r.Namespace).Delete(ctx, r.Name, metav1.DeleteOptions{})
+		if ignoreGone(err) != nil && ctx.Err() == nil {
+			c.cfg.Log.Warn("remove old revision", "namespace", r.Namespace, "revision", r.Name, "error", err)
 		}
 	}
 }
@@ -166,29 +169,32 @@ func (c *Controller) resume(ctx context.Context) error {
 			continue
 		}
 		key := cache.ObjectName{Namespace: s.Namespace, Name: s.Name}
-		if err := c.activate(ctx, key, rev); err != nil {
+		t, err := c.activate(ctx, key, rev)
+		if err != nil {
 			c.cfg.Log.Warn("resume service", "namespace", s.Namespace, "service", s.Name, "error", err)
 			continue
 		}
-		c.servedOf(key).routed = name
+		sv := c.servedOf(key, s.UID)
+		sv.routed, sv.tenant = name, t
 	}
 	return c.dropHolds(ctx)
 }
 
 // dropHolds lets go of images that a killed process held for revisions that
-// are gone.
+// are not deployed. A roll-out that begins again holds its own again.
 func (c *Controller) dropHolds(ctx context.Context) error {
 	var errs []error
 	for _, holder := range c.cfg.Images.Holders() {
 		namespace, name, _ := strings.Cut(holder, "/")
-		if _, err := c.revisions.Revisions(namespace).Get(name); apierrors.IsNotFound(err) {
+		if c.tenantOf(gateway.RevisionKey{Namespace: namespace, Name: name}) == nil {
 			errs = append(errs, c.cfg.Images.Unhold(ctx, holder))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// remove ends all that runs for a service that is gone.
+// remove ends all that runs for a service that is gone. A roll-out ends by
+// itself what it has begun.
 func (c *Controller) remove(key cache.ObjectName) {
 	c.mu.Lock()
 	sv := c.served[key]
@@ -201,45 +207,8 @@ func (c *Controller) remove(key cache.ObjectName) {
 	defer sv.mu.Unlock()
 	c.cfg.Router.RemoveRoute(c.cfg.Domain.host(key.Namespace, key.Name))
 	c.cfg.Router.RemoveRoute(localHost(key.Namespace, key.Name))
-	names := map[string]bool{}
-	if sv.rollout != nil {
-		sv.rollout.stop()
-		names[sv.rollout.revision] = true
-	}
-	if sv.routed != "" {
-		names[sv.routed] = true
-	}
-	for name := range names {
-		rev := gateway.RevisionKey{Namespace: key.Namespace, Name: name}
-		c.work.Go(func() {
-			c.retire(rev)
-			_ = c.cfg.Logs.Remove(rev.Namespace, rev.Name)
-		})
+	sv.rollout.stop()
+	if t := sv.tenant; t != nil {
+		c.work.Go(func() { c.retire(t) })
 	}
 }
-
-// retire drains a revision and forgets it.
-func (c *Controller) retire(key gateway.RevisionKey) {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
-	defer cancel()
-	// Requests that had found the route before it was changed may still
-	// come in; let the last of them be served.
-	for quiet := 0; quiet < 3 && ctx.Err() == nil; {
-		if st, ok := c.cfg.Router.Stats(key); !ok || st.InFlight+st.Queued == 0 {
-			quiet++
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	if err := c.cfg.Fleet.Remove(ctx, key); err != nil {
-		c.cfg.Log.Warn("retire revision", "namespace", key.Namespace, "revision", key.Name, "error", err)
-	}
-	c.cfg.Router.RemoveRevision(key)
-	if err := c.cfg.Images.Unhold(ctx, key.String()); err != nil {
-		c.cfg.Log.Warn("retire revision", "namespace", key.Namespace, "revision", key.Name, "error", err)
-	}
-}
-
-const drainTimeout = 10 * time.Minute

@@ -28,6 +28,10 @@ const (
 // lateError is how long a start that is over its deadline may take to say so.
 const lateError = 10 * time.Second
 
+// resumeTimeout bounds the search for an image that should be on the node,
+// while the daemon starts.
+const resumeTimeout = 10 * time.Second
+
 // rollout proves a new revision and moves the traffic to it.
 type rollout struct {
 	revision string
@@ -47,68 +51,52 @@ func (c *Controller) startRollout(ctx context.Context, key cache.ObjectName, sv 
 	r := &rollout{revision: rev.Name, cancel: cancel}
 	c.work.Go(func() {
 		defer cancel()
-		err := c.prove(ctx, rev)
-		if ctx.Err() != nil {
-			// Superseded, deleted or shutting down. A successor's
-			// revision is another one, so this one is nobody's.
-			if c.isCurrent(key, sv, r) == nil {
-				c.retire(gateway.RevisionKey{Namespace: rev.Namespace, Name: rev.Name})
+		t, err := c.prove(ctx, rev)
+		if ctx.Err() != nil || err != nil || !c.takeOver(ctx, key, sv, r, rev, t) {
+			// Failed, superseded, deleted or shutting down.
+			if ctx.Err() == nil && err != nil {
+				c.fail(ctx, rev, err)
 			}
-			return
+			c.work.Go(func() { c.retire(t) })
 		}
-		c.finish(ctx, key, sv, r, rev, err)
 		c.queue.Add(key)
 	})
 	return r
 }
 
-// isCurrent returns r if it still is the newest roll-out of its service.
-func (c *Controller) isCurrent(key cache.ObjectName, sv *served, r *rollout) *rollout {
-	c.mu.Lock()
-	same := c.served[key] == sv
-	c.mu.Unlock()
-	sv.mu.Lock()
-	defer sv.mu.Unlock()
-	if same && sv.rollout == r {
-		return r
-	}
-	return nil
-}
-
-// prove fetches the image and starts the first instance.
-func (c *Controller) prove(ctx context.Context, rev *v1.Revision) error {
+// prove fetches the image and starts the first instance. On error, too, there
+// may be a tenant, for the caller to retire.
+func (c *Controller) prove(ctx context.Context, rev *v1.Revision) (*tenant, error) {
 	p, err := translate(rev, c.cfg.Defaults)
 	if err != nil {
-		return &node.StartError{Reason: reasonInvalid, Err: err}
+		return nil, &node.StartError{Reason: reasonInvalid, Err: err}
 	}
 	err = c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
 		s.MarkContainerHealthyUnknown("Deploying", "")
 		s.MarkResourcesAvailableUnknown("Deploying", "")
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	late := fmt.Errorf("not ready within the progress deadline of %s", p.deadline)
 	pulling, cancel := context.WithTimeoutCause(ctx, p.deadline, late)
 	defer cancel()
 	img, err := c.cfg.Images.Ensure(pulling, p.fleet.Launch.Image, p.alwaysPull)
 	if err != nil {
-		return &node.StartError{Reason: node.ReasonImage, Err: err}
+		return nil, &node.StartError{Reason: node.ReasonImage, Err: err}
 	}
 	err = c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
 		s.ContainerStatuses = []v1.ContainerStatus{{Name: rev.Spec.Containers[0].Name, ImageDigest: pinned(p.fleet.Launch.Image, img.Digest)}}
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := c.cfg.Images.Hold(ctx, p.gateway.Key.String(), img.Digest); err != nil {
-		return &node.StartError{Reason: node.ReasonImage, Err: err}
+	t, err := c.install(ctx, rev, p, img.Digest)
+	if err != nil {
+		return nil, &node.StartError{Reason: node.ReasonImage, Err: err}
 	}
-	p.fleet.Launch.Image = img.Digest
-	c.cfg.Router.SetRevision(p.gateway)
-	c.cfg.Fleet.Set(p.fleet)
 	if p.initial == 0 && p.fleet.Policy.MinScale == 0 {
-		return nil
+		return t, nil
 	}
 	// The image is progress: the start has the deadline for itself, which the
 	// node keeps. Its error says more than that time is up, so wait for it.
@@ -118,31 +106,37 @@ func (c *Controller) prove(ctx context.Context, rev *v1.Revision) error {
 	if err != nil && errors.Is(err, context.DeadlineExceeded) {
 		var se *node.StartError
 		if !errors.As(err, &se) {
-			return &node.StartError{Reason: reasonDeadline, Err: context.Cause(ctx)}
+			return t, &node.StartError{Reason: reasonDeadline, Err: context.Cause(ctx)}
 		}
 	}
-	return err
+	return t, err
 }
 
 // activate makes a revision that was proved earlier take requests.
-func (c *Controller) activate(ctx context.Context, key cache.ObjectName, rev *v1.Revision) error {
+func (c *Controller) activate(ctx context.Context, key cache.ObjectName, rev *v1.Revision) (*tenant, error) {
 	p, err := translate(rev, c.cfg.Defaults)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if st := rev.Status.ContainerStatuses; len(st) > 0 {
-		img, err := c.cfg.Images.Ensure(ctx, st[0].ImageDigest, false)
-		if err != nil {
-			return err
-		}
-		if err := c.cfg.Images.Hold(ctx, p.gateway.Key.String(), img.Digest); err != nil {
-			return err
-		}
-		p.fleet.Launch.Image = img.Digest
+	st := rev.Status.ContainerStatuses
+	if len(st) == 0 {
+		return nil, fmt.Errorf("revision %s has no image in its status: it is proved again", rev.Name)
 	}
-	c.cfg.Router.SetRevision(p.gateway)
-	c.cfg.Fleet.Set(p.fleet)
-	return c.route(key, p.gateway.Key)
+	here, cancel := context.WithTimeout(ctx, resumeTimeout)
+	defer cancel()
+	img, err := c.cfg.Images.Ensure(here, st[0].ImageDigest, false)
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.install(ctx, rev, p, img.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.route(key, t.key); err != nil {
+		c.vacate(t)
+		return nil, err
+	}
+	return t, nil
 }
 
 func (c *Controller) route(key cache.ObjectName, rev gateway.RevisionKey) error {
@@ -151,14 +145,9 @@ func (c *Controller) route(key cache.ObjectName, rev gateway.RevisionKey) error 
 		c.cfg.Router.SetRoute(localHost(key.Namespace, key.Name), rev))
 }
 
-// finish records how the roll-out ended and, if well, moves the traffic.
-func (c *Controller) finish(ctx context.Context, key cache.ObjectName, sv *served, r *rollout, rev *v1.Revision, err error) {
-	name := gateway.RevisionKey{Namespace: rev.Namespace, Name: rev.Name}
-	if err != nil {
-		c.fail(ctx, rev, err)
-		c.retire(name)
-		return
-	}
+// takeOver moves the traffic to a revision that was proved. It reports false
+// if the roll-out is no longer wanted.
+func (c *Controller) takeOver(ctx context.Context, key cache.ObjectName, sv *served, r *rollout, rev *v1.Revision, t *tenant) bool {
 	markErr := c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
 		s.MarkContainerHealthyTrue()
 		s.MarkResourcesAvailableTrue()
@@ -170,18 +159,18 @@ func (c *Controller) finish(ctx context.Context, key cache.ObjectName, sv *serve
 	sv.mu.Lock()
 	defer sv.mu.Unlock()
 	if sv.rollout != r || ctx.Err() != nil {
-		c.work.Go(func() { c.retire(name) })
-		return
+		return false
 	}
-	if err := c.route(key, name); err != nil {
+	if err := c.route(key, t.key); err != nil {
 		c.cfg.Log.Error("route service", "namespace", key.Namespace, "service", key.Name, "error", err)
-		return
+		return false
 	}
-	if old := sv.routed; old != "" && old != rev.Name {
-		c.work.Go(func() { c.retire(gateway.RevisionKey{Namespace: rev.Namespace, Name: old}) })
+	if old := sv.tenant; old != nil {
+		c.work.Go(func() { c.retire(old) })
 	}
-	sv.routed = rev.Name
+	sv.routed, sv.tenant = rev.Name, t
 	c.event(rev, corev1.EventTypeNormal, "RevisionReady", fmt.Sprintf("Revision %q takes the traffic", rev.Name))
+	return true
 }
 
 // fail writes the cause of a failed roll-out into conditions and an event.
