@@ -8,11 +8,13 @@ import (
 	"os"
 	"time"
 
+	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 	v1 "knative.dev/serving/pkg/apis/serving/v1"
 	"knative.dev/serving/pkg/client/clientset/versioned"
 
@@ -33,6 +35,7 @@ type client struct {
 }
 
 func newClient(g *globals) (*client, error) {
+	klog.SetLogger(logr.Discard()) // the libraries' own words: errors are told by us
 	e, err := daemon.ReadEndpoints(g.runDir())
 	if err != nil {
 		return nil, coded(exitNoDaemon, err)

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -180,8 +181,8 @@ func (s *Store) selectDescriptor(x *v1.IndexManifest, raw []byte, canonical stri
 }
 
 // importDocker takes an image from a `docker save` archive without an OCI
-// index. Its layers are uncompressed, and stay so in the store: compressing
-// them would cost seconds and save space for what will be read once.
+// index. Layers that are uncompressed stay so in the store: compressing them
+// would cost seconds and save space for what will be read once.
 func (s *Store) importDocker(ctx context.Context, all files, canonical string, progress func(Progress)) (*Image, error) {
 	raw, err := readSmall(all, "manifest.json")
 	if err != nil {
@@ -225,8 +226,30 @@ func (s *Store) importDocker(ctx context.Context, all files, canonical string, p
 	return s.ingest(ctx, canonical, manifest, types.OCIManifestSchema1, open, progress)
 }
 
+// dockerLayer describes a layer of a `docker save` archive. Docker writes them
+// uncompressed, other tools (crane, kaniko) gzipped: those are read once to
+// learn their digest.
+func dockerLayer(all files, name string, diff v1.Hash) (v1.Descriptor, error) {
+	r, size, err := all.open(name)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	defer func() { _ = r.Close() }()
+	buffered := bufio.NewReaderSize(r, 256<<10)
+	if magic, err := buffered.Peek(2); err != nil || magic[0] != 0x1f || magic[1] != 0x8b {
+		return v1.Descriptor{MediaType: types.OCIUncompressedLayer, Digest: diff, Size: size}, nil
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, buffered); err != nil {
+		return v1.Descriptor{}, fmt.Errorf("read layer %s: %w", name, err)
+	}
+	return v1.Descriptor{
+		MediaType: types.OCILayer, Size: size, Digest: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h.Sum(nil))},
+	}, nil
+}
+
 // dockerManifest makes the manifest that a `docker save` archive lacks: the
-// digests of its uncompressed layers are in the config.
+// digests of uncompressed layers are in the config.
 func (s *Store) dockerManifest(all files, configPath string, layers []string) ([]byte, map[v1.Hash]string, error) {
 	rawConfig, err := readSmall(all, configPath)
 	if err != nil {
@@ -248,14 +271,12 @@ func (s *Store) dockerManifest(all files, configPath string, layers []string) ([
 		Layers: []v1.Descriptor{},
 	}
 	for i, layer := range layers {
-		r, size, err := all.open(layer)
+		d, err := dockerLayer(all, layer, config.RootFS.DiffIDs[i])
 		if err != nil {
 			return nil, nil, err
 		}
-		_ = r.Close()
-		diff := config.RootFS.DiffIDs[i]
-		paths[diff] = layer
-		m.Layers = append(m.Layers, v1.Descriptor{MediaType: types.OCIUncompressedLayer, Digest: diff, Size: size})
+		paths[d.Digest] = layer
+		m.Layers = append(m.Layers, d)
 	}
 	raw, err := json.Marshal(m)
 	if err != nil {

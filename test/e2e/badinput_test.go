@@ -60,14 +60,14 @@ func TestBadFunctions(t *testing.T) {
 		{name: "unknown sandbox", args: []string{"--image", probeRef, "--sandbox", "chroot"}, words: []string{`"chroot"`}},
 		{name: "port never opened", yaml: deaf, words: []string{"8080", "0.0.0.0:$PORT", "I do not listen"}},
 		{name: "wrong port", yaml: manifest("port", `serving.knative.dev/progress-deadline: "3s"`, probeRef, "readinessProbe: {tcpSocket: {port: 81}}"), words: []string{"81"}},
-		{name: "probe of a path", yaml: manifest("path", `serving.knative.dev/progress-deadline: "3s"`, probeRef, "readinessProbe: {httpGet: {path: /status?code=500}}"), words: []string{"500"}},
+		{name: "probe of a path", yaml: manifest("path", `serving.knative.dev/progress-deadline: "3s"`, probeRef, "readinessProbe: {httpGet: {path: '/status?code=500'}}"), words: []string{"500"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			s := &skep{s.Skep, t}
 			name := unique("bad")
 			s.deleteAtEnd(name)
-			args := append([]string{"deploy", name, "--wait-timeout", "60s"}, c.args...)
+			args := append([]string{"deploy", name, "--wait-timeout", "85s"}, c.args...)
 			if c.yaml != "" {
 				args = append(args, "-f", write(t, "service.yaml", strings.ReplaceAll(c.yaml, "NAME", name)))
 			}

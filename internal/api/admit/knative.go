@@ -18,6 +18,8 @@ import (
 	"knative.dev/pkg/webhook/resourcesemantics"
 	"knative.dev/serving/pkg/apis/serving"
 	servingv1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/skep-dev/skep/internal/api/manifest"
 )
 
 // Knative runs Knative's own defaulting and validation on its kinds, as its
@@ -129,6 +131,12 @@ func (k *Knative) open(ctx context.Context, a admission.Attributes, hook string)
 		return nil, ctx, nil
 	}
 	if err := decode(a.GetObject(), obj); err != nil {
+		// The decoder does not say where a quantity is that is none.
+		if raw, jsonErr := json.Marshal(a.GetObject()); jsonErr == nil {
+			if field := manifest.BadQuantity(raw); field != "" {
+				err = fmt.Errorf("%s: %w", field, err)
+			}
+		}
 		return nil, ctx, denied(hook, fmt.Errorf("decoding request failed: cannot decode incoming new object: %w", err))
 	}
 	ctx = k.WithConfig(ctx)

@@ -93,7 +93,7 @@ func decodeOne(document []byte) (*servingv1.Service, error) {
 	service := &servingv1.Service{}
 	strict, err := kjson.UnmarshalStrict(asJSON, service)
 	if err != nil {
-		if field := badQuantity(asJSON); field != "" {
+		if field := BadQuantity(asJSON); field != "" {
 			return nil, fmt.Errorf("%s is not a quantity such as 256Mi, 500m or 2", field)
 		}
 		return nil, fmt.Errorf("service does not fit its type: %w", err)
@@ -116,9 +116,9 @@ func decodeOne(document []byte) (*servingv1.Service, error) {
 	return service, nil
 }
 
-// badQuantity names the first amount of a resource that is none, because the
+// BadQuantity names the first amount of a resource that is none, because the
 // decoder's own message does not say where it is.
-func badQuantity(asJSON []byte) string {
+func BadQuantity(asJSON []byte) string {
 	var s struct {
 		Spec struct {
 			Template struct {

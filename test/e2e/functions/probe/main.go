@@ -32,7 +32,7 @@ func main() {
 		os.Exit(3)
 	case "deaf": // never opens its port
 		fmt.Println("I do not listen")
-		select {}
+		time.Sleep(time.Hour)
 	case "hog": // needs more memory than it gets
 		hog()
 	}
