@@ -128,7 +128,7 @@ func watchFor(conn net.Conn, left func()) *watch {
 		defer close(w.done)
 		n, err := conn.Read(w.buf[:])
 		w.n = n
-		if te, ok := err.(net.Error); err != nil && (!ok || !te.Timeout()) {
+		if err != nil && !isTimeout(err) {
 			w.gone.Store(true)
 			left()
 		}

@@ -143,7 +143,7 @@ func (x *fastExchange) over(u *upstreamConn) (keep bool, err error) {
 	if err != nil {
 		return false, x.failed(u, again, err)
 	}
-	resp, err := x.head(u)
+	resp, err := x.head(u) //nolint:bodyclose // u is its body, and has an end of its own
 	u.headerLeft = -1
 	if err != nil {
 		return false, x.failed(u, false, err)

@@ -57,7 +57,7 @@ func startGateway(t *testing.T, cfg Config, rev Revision) *testGateway {
 	}
 	srv := NewServer(g, nil)
 	served := make(chan struct{})
-	var serve net.Listener = l
+	serve := l
 	if !*plain {
 		serve = g.FastLane(l)
 	}

@@ -85,7 +85,7 @@ func (x *exchange) over(c *upstreamConn, in *instance) (retry bool, err error) {
 		var up *upstreamError
 		return errors.As(err, &up) && !c.received && !x.touched && x.idempotent(), err
 	case resp.StatusCode == http.StatusSwitchingProtocols:
-		p.end(c)
+		_, _ = p.end(c) // what it wanted to send has no meaning any more
 		return false, x.tunnel(c, resp)
 	}
 	if x.cfg.ResponseStartTimeout > 0 {
@@ -100,7 +100,7 @@ func (x *exchange) over(c *upstreamConn, in *instance) (retry bool, err error) {
 	err = x.respond(resp, c.br.Buffered() == 0)
 	if p.busy() {
 		// A whole response to half a request: the rest is of no use.
-		p.end(c)
+		_, _ = p.end(c)
 		return false, err
 	}
 	whole, _ := p.end(c)

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // timing is how long the parts of a request took.
@@ -57,7 +59,7 @@ func appendTiming(b []byte, name string, d time.Duration) []byte {
 func token(s string) string {
 	out := []byte(s)
 	for i, c := range out {
-		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.') {
+		if !httpguts.IsTokenRune(rune(c)) {
 			out[i] = '-'
 		}
 	}

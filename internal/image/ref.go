@@ -13,7 +13,7 @@ import (
 // endpoint is left out: what is pushed to 127.0.0.1:5000/hello is "hello".
 func (s *Store) parseRef(ref string, opts ...name.Option) (name.Reference, error) {
 	if len(ref) > 512 {
-		return nil, fmt.Errorf("%w: %d bytes, at most 512 are allowed: %.60q...", ErrBadReference, len(ref), ref)
+		return nil, fmt.Errorf("%w: %d bytes, at most 512 are allowed: %.60q", ErrBadReference, len(ref), ref)
 	}
 	s.mu.Lock()
 	hosts := s.hosts

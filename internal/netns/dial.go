@@ -84,13 +84,13 @@ func connect(ctx context.Context, f *os.File, sa unix.Sockaddr) error {
 		if !started {
 			started = true
 			result = ignoringEINTR(func() error { return unix.Connect(int(fd), sa) })
-			switch result {
-			case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
+			switch {
+			case errors.Is(result, unix.EINPROGRESS), errors.Is(result, unix.EALREADY):
 				return false
-			case nil, unix.EISCONN:
+			case errors.Is(result, unix.EISCONN):
 				result = nil
 			default:
-				result = os.NewSyscallError("connect", result)
+				result = os.NewSyscallError("connect", result) // nil for nil
 			}
 			return true
 		}
@@ -124,7 +124,7 @@ func connect(ctx context.Context, f *os.File, sa unix.Sockaddr) error {
 
 func ignoringEINTR(fn func() error) error {
 	for {
-		if err := fn(); err != unix.EINTR {
+		if err := fn(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

@@ -82,7 +82,7 @@ func recordedUplink(dir, node string) (string, error) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		// Records appear whole. It takes a crash of the machine to damage
 		// one, after which what it named is gone.
-		return "", nil
+		return "", nil //nolint:nilerr // see above
 	}
 	if r.Uplink != "" && !strings.HasPrefix(r.Uplink, uplinkPrefix(node)) {
 		return "", fmt.Errorf("uplink %q in %s belongs to another node than %s: give each node a directory of its own", r.Uplink, recordName, node)

@@ -56,7 +56,8 @@ func Main() error {
 	if err := mountImage(); err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp4", net.JoinHostPort(params.address.IP.String(), fmt.Sprint(agent.Port)))
+	ctx := context.Background() // until the machine is stopped
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort(params.address.IP.String(), fmt.Sprint(agent.Port)))
 	if err != nil {
 		return err
 	}
@@ -66,7 +67,7 @@ func Main() error {
 	}
 	g := newGuest(started, ready-started)
 	_, _ = fmt.Fprintln(os.Stdout, agent.ReadyMessage)
-	return agent.Serve(context.Background(), l, params.gateway, g)
+	return agent.Serve(ctx, l, params.gateway, g)
 }
 
 // PowerOff ends the virtual machine. "Restart" because that is what a machine

@@ -58,7 +58,7 @@ func startStage(cg *cgroup, conf *agentpb.ConfigureRequest, stdout, stderr *os.F
 	}
 	defer reportW.Close() //nolint:errcheck // nothing was written by us
 	s := &stage{orders: ordersW, report: reportR}
-	s.cmd = exec.Command("/proc/self/exe", StageArg)
+	s.cmd = exec.Command("/proc/self/exe", StageArg) //nolint:noctx // it outlives the request that wants it
 	s.cmd.Env = []string{"GOMAXPROCS=1"}
 	s.cmd.Stdout, s.cmd.Stderr = stdout, stderr
 	s.cmd.ExtraFiles = []*os.File{ordersR, reportW}

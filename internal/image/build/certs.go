@@ -72,13 +72,13 @@ func writeTrustStore(root string) error {
 		if err := store.SetTrustedCertificateEntry(fmt.Sprintf("ca-%04d", n), keystore.TrustedCertificateEntry{
 			CreationTime: time.Unix(0, 0), Certificate: keystore.Certificate{Type: "X.509", Content: block.Bytes},
 		}); err != nil {
-			return fmt.Errorf("Java trust store: %w", err)
+			return fmt.Errorf("trust store for Java: %w", err)
 		}
 	}
 	var b bytes.Buffer
 	// The password guards nothing: it is Java's well-known one for this file.
 	if err := store.Store(&b, []byte("changeit")); err != nil {
-		return fmt.Errorf("Java trust store: %w", err)
+		return fmt.Errorf("trust store for Java: %w", err)
 	}
 	return writeFile(filepath.Join(root, trustStorePath), b.Bytes(), 0o644)
 }

@@ -151,7 +151,7 @@ func rootOf(t *testing.T, img *Image) string {
 		}
 		// Later layers have no folders of /usr here, whose links exist by then.
 		err = unpackTree(context.Background(), r, dir, keepAll)
-		if err := errors.Join(err, r.Close()); err != nil && !(i > 0 && errors.Is(err, os.ErrExist)) {
+		if err := errors.Join(err, r.Close()); err != nil && (i == 0 || !errors.Is(err, os.ErrExist)) {
 			t.Fatal(err)
 		}
 	}

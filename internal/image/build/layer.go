@@ -163,7 +163,7 @@ func (p *packer) visit(path string, d fs.DirEntry, err error) error {
 	case 0:
 		h.Typeflag, h.Size = tar.TypeReg, st.Size()
 		if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Nlink > 1 {
-			id := inode{uint64(sys.Dev), sys.Ino}
+			id := inode{uint64(sys.Dev), sys.Ino} //nolint:unconvert // other machines have 32 bits here
 			if first, ok := p.seen[id]; ok {
 				h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
 			} else {

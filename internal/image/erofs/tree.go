@@ -68,7 +68,7 @@ type tree struct {
 // write it; a path with ".." has no meaning in a layer and is refused.
 func splitPath(p string) ([]string, error) {
 	if len(p) > maxPath {
-		return nil, fmt.Errorf("%w: path of %d bytes, at most %d are allowed: %.60q...", ErrBadLayer, len(p), maxPath, p)
+		return nil, fmt.Errorf("%w: path of %d bytes, at most %d are allowed: %.60q", ErrBadLayer, len(p), maxPath, p)
 	}
 	var parts []string
 	for part := range strings.SplitSeq(p, "/") {

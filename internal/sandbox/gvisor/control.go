@@ -39,7 +39,7 @@ func call(ctx context.Context, path, method string, arg, result any, files ...*o
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := roundTrip(conn, method, arg, result, files); err != nil {
 		if ctx.Err() != nil {

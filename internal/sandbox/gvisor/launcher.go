@@ -84,7 +84,7 @@ func startLauncher(program, id, dir string, flags []string, stdout, stderr *os.F
 
 // await waits for the report of a step.
 func (l *launcher) await(ctx context.Context, step string) (launchReport, error) {
-	stop := context.AfterFunc(ctx, func() { l.from.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = l.from.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var r launchReport
 	switch err := l.reports.Decode(&r); {

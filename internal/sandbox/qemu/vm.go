@@ -63,7 +63,7 @@ func startVM(ctx context.Context, program string, m machine, files []*os.File, q
 		return nil, err
 	}
 	v := &vm{dead: make(chan struct{})}
-	v.cmd = exec.Command(program, m.args()...)
+	v.cmd = exec.Command(program, m.args()...) //nolint:noctx // it outlives ctx
 	v.cmd.Dir = "/"
 	v.cmd.Env = []string{}
 	v.cmd.Stdout = outW

@@ -40,6 +40,7 @@ func (s *container) Exec(ctx context.Context, e sandbox.Exec) (_ sandbox.Exit, e
 	if err := s.writeProcess(config, e.Process); err != nil {
 		return sandbox.Exit{}, err
 	}
+	//nolint:noctx // killExec follows ctx: killing runc would leave its child.
 	cmd := exec.Command(s.driver.command, "--root", s.path(stateDir), "--log", log, "--log-format", "json",
 		"exec", "--process", config, "--pid-file", pid, s.spec.ID)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

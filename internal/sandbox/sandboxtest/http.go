@@ -52,7 +52,7 @@ func testStreaming(t *testing.T, s *suite) {
 		// The answer is read while the body is still being sent.
 		const chunks = 256
 		r, w := io.Pipe()
-		res := b.post(t, "/echo", r)
+		body := b.post(t, "/echo", r)
 		chunk, got := make([]byte, 64<<10), make([]byte, 64<<10)
 		for i := range chunks {
 			for j := range chunk {
@@ -61,7 +61,7 @@ func testStreaming(t *testing.T, s *suite) {
 			if _, err := w.Write(chunk); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := io.ReadFull(res.Body, got); err != nil {
+			if _, err := io.ReadFull(body, got); err != nil {
 				t.Fatalf("chunk %d: %v", i, err)
 			}
 			if !bytes.Equal(chunk, got) {
@@ -69,21 +69,21 @@ func testStreaming(t *testing.T, s *suite) {
 			}
 		}
 		w.Close()
-		if rest, err := io.ReadAll(res.Body); err != nil || len(rest) > 0 {
+		if rest, err := io.ReadAll(body); err != nil || len(rest) > 0 {
 			t.Errorf("after the body: %d bytes, %v", len(rest), err)
 		}
 	})
 	const mb = 64
 	t.Run("Download", func(t *testing.T) {
-		res := b.post(t, fmt.Sprintf("/download?mb=%d", mb), http.NoBody)
-		n, err := io.Copy(io.Discard, res.Body)
+		body := b.post(t, fmt.Sprintf("/download?mb=%d", mb), http.NoBody)
+		n, err := io.Copy(io.Discard, body)
 		if n != mb<<20 || err != nil {
 			t.Errorf("got %d bytes, %v; want %d", n, err, mb<<20)
 		}
 	})
 	t.Run("Upload", func(t *testing.T) {
-		res := b.post(t, "/upload", io.LimitReader(zeros{}, mb<<20))
-		got, err := io.ReadAll(res.Body)
+		body := b.post(t, "/upload", io.LimitReader(zeros{}, mb<<20))
+		got, err := io.ReadAll(body)
 		if want := fmt.Sprintln(mb<<20, "<nil>"); string(got) != want || err != nil {
 			t.Errorf("got %q, %v; want %q", got, err, want)
 		}
@@ -96,11 +96,11 @@ func testEvents(t *testing.T, b *box) {
 	const events = 20
 	r, w := io.Pipe()
 	defer w.Close()
-	res := b.post(t, fmt.Sprintf("/stream?n=%d", events), r)
+	body := b.post(t, fmt.Sprintf("/stream?n=%d", events), r)
 	for i := range events {
 		want := fmt.Sprintf("data: %d\n\n", i)
 		got := make([]byte, len(want))
-		if _, err := io.ReadFull(res.Body, got); err != nil || string(got) != want {
+		if _, err := io.ReadFull(body, got); err != nil || string(got) != want {
 			t.Fatalf("event %d: %q, %v", i, got, err)
 		}
 		if _, err := w.Write([]byte{'.'}); err != nil {
@@ -113,8 +113,9 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// post sends a body, and returns the response as soon as its head is there.
-func (b *box) post(t *testing.T, path string, body io.Reader) *http.Response {
+// post sends a body, and returns that of the response as soon as its head is
+// there.
+func (b *box) post(t *testing.T, path string, body io.Reader) io.Reader {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), b.s.opts.Timeout)
 	t.Cleanup(cancel)
@@ -130,5 +131,5 @@ func (b *box) post(t *testing.T, path string, body io.Reader) *http.Response {
 	if res.StatusCode != http.StatusOK {
 		t.Fatalf("POST %s: %s", path, res.Status)
 	}
-	return res
+	return res.Body
 }

@@ -26,7 +26,7 @@ func buildImage(t *testing.T, path string) {
 	t.Helper()
 	goTool := testenv.Tool(t, "go", "golang")
 	bin := filepath.Join(filepath.Dir(path), "guest")
-	cmd := exec.Command(goTool, "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "github.com/skep-dev/skep/internal/sandbox/sandboxtest/guest")
+	cmd := exec.CommandContext(t.Context(), goTool, "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "github.com/skep-dev/skep/internal/sandbox/sandboxtest/guest")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the guest: %v\n%s", err, out)

@@ -49,7 +49,7 @@ func leftBehind(s sandbox.State) error {
 	}
 	if g.Exists() {
 		pids, err := g.Procs()
-		errs = append(errs, fmt.Errorf("cgroup: %s with processes %v, %v", s.Cgroup, pids, err))
+		errs = append(errs, fmt.Errorf("cgroup: %s with processes %v", s.Cgroup, pids), err)
 	}
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {

@@ -139,10 +139,10 @@ func testMany(t *testing.T, s *suite) {
 	for i, b := range boxes {
 		g.Go(func() (err error) {
 			if b.sb, err = s.driver.Create(ctx, b.spec); err != nil {
-				return fmt.Errorf("Create: %w", err)
+				return fmt.Errorf("create: %w", err)
 			}
 			if err := b.sb.Start(ctx); err != nil {
-				return fmt.Errorf("Start: %w", err)
+				return fmt.Errorf("start: %w", err)
 			}
 			text := fmt.Sprint("sandbox ", i)
 			return poll(ctx, func() error {

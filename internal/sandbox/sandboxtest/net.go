@@ -68,7 +68,7 @@ func greet(t *testing.T, ln net.Listener) (port string) {
 
 func listen(t *testing.T, address string) net.Listener {
 	t.Helper()
-	ln, err := net.Listen("tcp4", address)
+	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp4", address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -97,7 +97,7 @@ func startOwner(t *testing.T, b *box, stage string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	top, _, _ := strings.Cut(t.Name(), "/")
-	cmd := exec.Command("/proc/self/exe", "-test.run=^"+regexp.QuoteMeta(top)+"$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+regexp.QuoteMeta(top)+"$", "-test.v")
 	cmd.Env = append(os.Environ(), ownerEnv+"="+string(text))
 	// A file would do for the output, but a pipe says at once when it died.
 	out, err := cmd.StdoutPipe()

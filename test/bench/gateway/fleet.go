@@ -32,7 +32,7 @@ type fleet struct {
 func startFleet(ctx context.Context, dir string, o options) (*fleet, error) {
 	f := &fleet{addr: map[string]string{}, group: map[string]int{}, logs: map[*exec.Cmd]string{}}
 	for _, n := range names {
-		a, err := freeAddr()
+		a, err := freeAddr(ctx)
 		if err != nil {
 			return f, err
 		}
@@ -133,7 +133,7 @@ func (f *fleet) start(dir string, args []string) error {
 		return fmt.Errorf("making a log file: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(args[0], args[1:]...)
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx // stop ends it, in its own way
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
 	// Workers die with their master, and all with this program.
@@ -176,8 +176,8 @@ func (f *fleet) output() string {
 	return b.String()
 }
 
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func freeAddr(ctx context.Context) (string, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", fmt.Errorf("finding a free port: %w", err)
 	}

@@ -36,7 +36,7 @@ func serveGateway(ctx context.Context, listen, to, profile string) error {
 		return err
 	}
 	g.AddInstance(key, fixed{to})
-	l, err := net.Listen("tcp", listen)
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}

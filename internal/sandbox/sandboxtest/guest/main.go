@@ -23,7 +23,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("usage: guest serve|echo|cat|env|id|exit|sleep|trap|hog|kill ...")
+		return fmt.Errorf("usage: guest serve|echo|cat|env|id|exit|sleep|trap|hog|kill [argument]")
 	}
 	arg := func() string { return strings.Join(args[1:], " ") }
 	switch args[0] {

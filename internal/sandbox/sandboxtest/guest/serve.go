@@ -29,7 +29,7 @@ func serve(addresses []string) error {
 	fmt.Fprintln(os.Stderr, "guest: to stderr")
 	var listeners []net.Listener
 	for _, a := range addresses {
-		ln, err := net.Listen("tcp", a)
+		ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", a)
 		if err != nil {
 			return err
 		}
