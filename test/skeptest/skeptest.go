@@ -46,7 +46,7 @@ func (s *Skep) Up(ctx context.Context) error {
 	_ = os.Remove(filepath.Join(run, "endpoints.json")) // of an earlier run that was killed
 	args := append([]string{"up", "--data", s.Dir, "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0",
 		"--registry-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"}, s.Args...)
-	cmd := exec.Command(s.Binary, args...)
+	cmd := exec.Command(s.Binary, args...) //nolint:noctx // it outlives ctx, which is for starting it
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), s.Env...)
 	if err := cmd.Start(); err != nil {
@@ -105,7 +105,7 @@ func (s *Skep) signal(sig syscall.Signal, wait time.Duration) error {
 	case err = <-s.end:
 	case <-time.After(wait):
 		_ = s.cmd.Process.Kill()
-		<-s.end
+		<-s.end //nolint:errcheck // killed, as we know
 		err = fmt.Errorf("skep up did not end within %s of %s\n%s", wait, sig, s.LogTail())
 	}
 	_ = s.log.Close()
