@@ -59,7 +59,7 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.DurationVar(&cfg.IdleAfter, "idle-after", cfg.IdleAfter, "how long a service without requests keeps its last instance")
 	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", cfg.DrainTimeout, "how long running requests may take to end at SIGTERM")
 	f.IntVar(&cfg.PoolSize, "pool-size", cfg.PoolSize, "networks kept ready for new instances")
-	f.StringVar(&uplinks, "uplinks", cfg.Uplinks.String(), "addresses of the uplinks of sandboxes with egress")
+	f.StringVar(&uplinks, "uplinks", "", "addresses of the uplinks of sandboxes with egress (default a free part of 10.0.0.0/8)")
 	f.StringVar(&cfg.Kernel, "kernel", cfg.Kernel, "kernel of micro-VMs (default: the newest cloud kernel in /boot)")
 	f.StringVar(&cfg.Accel, "accel", cfg.Accel, "acceleration of QEMU: auto, kvm or tcg")
 	f.Int64Var(&cfg.ImageBytes, "image-bytes", cfg.ImageBytes, "largest root file system of an image, in bytes")

@@ -39,14 +39,16 @@ type sample struct {
 	scale int
 }
 
+// tolerance is of an instance: an average over time that is one request but
+// for rounding needs no second instance.
+const tolerance = 1e-3
+
 // Desired returns how many instances the revision should have, given how many
 // requests are in it now, running or queued.
 func (s *Scaler) Desired(now time.Time, p Policy, concurrency float64) int {
-	want := int(math.Ceil(concurrency / p.Target))
-	if want < 0 {
-		want = 0
-	}
-	if want > 0 {
+	want := 0
+	if concurrency > 0 {
+		want = max(1, int(math.Ceil(concurrency/p.Target-tolerance)))
 		s.busy = now
 	}
 	for len(s.samples) > 0 && s.samples[len(s.samples)-1].scale <= want {

@@ -26,6 +26,8 @@ func TestDesired(t *testing.T) {
 		{"min scale", func(p *Policy) { p.MinScale = 2 }, []step{{0, 0, 2}, {1, 1, 2}, {2, 30, 3}, {400, 0, 2}}},
 		{"max scale", func(p *Policy) { p.MaxScale = 3 }, []step{{0, 1000, 3}}},
 		{"max below min loses to neither above max", func(p *Policy) { p.MinScale, p.MaxScale = 5, 3 }, []step{{0, 0, 3}}},
+		{"rounding is no request", nil, []step{{0, 10 + 1e-9, 1}, {1, 10.5, 2}}},
+		{"a short request is one", nil, []step{{0, 1e-6, 1}, {89, 0, 1}}},
 		{"one request each", func(p *Policy) { p.Target = 1 }, []step{{0, 3, 3}}},
 	}
 	for _, tt := range tests {

@@ -33,7 +33,7 @@ type Config struct {
 	DrainTimeout time.Duration // for the requests that run at SIGTERM
 
 	PoolSize   int          // networks kept ready
-	Uplinks    netip.Prefix // addresses of the sandboxes' uplinks
+	Uplinks    netip.Prefix // addresses of the sandboxes' uplinks; zero means a free range
 	Kernel     string       // of micro-VMs; empty means found
 	Accel      string       // of QEMU: auto, kvm or tcg
 	ImageBytes int64        // the largest root file system accepted
@@ -52,7 +52,7 @@ func DefaultConfig() Config {
 		RegistryListen: "127.0.0.1:5000", MetricsListen: "127.0.0.1:9090",
 		Sandbox: "auto", Domain: "127.0.0.1.sslip.io",
 		IdleAfter: 60 * time.Second, DrainTimeout: 30 * time.Second,
-		PoolSize: 4, Uplinks: netip.MustParsePrefix("10.231.0.0/16"),
+		PoolSize: 4,
 		Accel: "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
 	}
 }

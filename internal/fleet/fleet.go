@@ -87,6 +87,7 @@ type Config struct {
 type Fleet struct {
 	cfg    Config
 	starts chan struct{} // a semaphore
+	slot   time.Duration // how long a start is taken for work
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -109,7 +110,7 @@ func New(cfg Config) *Fleet {
 		cfg.OnScale = func(gateway.RevisionKey, int) {}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Fleet{cfg: cfg, starts: make(chan struct{}, cfg.Starts), ctx: ctx, cancel: cancel,
+	return &Fleet{cfg: cfg, starts: make(chan struct{}, cfg.Starts), slot: startSlot, ctx: ctx, cancel: cancel,
 		revisions: map[gateway.RevisionKey]*revision{}}
 }
 

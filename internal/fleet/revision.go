@@ -18,7 +18,7 @@ const (
 	maxBackoff    = 5 * time.Minute // as Kubernetes' CrashLoopBackOff
 	forgetAfter   = 2 * maxBackoff  // failures this far apart are not a loop
 	shortLife     = 10 * time.Second
-	startSlot     = 10 * time.Second // how long a start is taken for work
+	startSlot     = 10 * time.Second
 	drainTimeout  = 10 * time.Minute // no request is allowed to last longer
 	reasonCrashed = "InstanceExited"
 )
@@ -151,7 +151,7 @@ func (r *revision) start() {
 	launch := r.spec.Launch
 	r.mu.Unlock()
 	release := sync.OnceFunc(func() { <-r.fleet.starts })
-	waits := time.AfterFunc(startSlot, release)
+	waits := time.AfterFunc(r.fleet.slot, release)
 	i, err := r.fleet.cfg.Node.Launch(r.ctx, launch)
 	waits.Stop()
 	release()
