@@ -53,7 +53,7 @@ func DefaultConfig() Config {
 		Sandbox: "auto", Domain: "127.0.0.1.sslip.io",
 		IdleAfter: 60 * time.Second, DrainTimeout: 30 * time.Second,
 		PoolSize: 4,
-		Accel: "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
+		Accel:    "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
 	}
 }
 
