@@ -84,6 +84,10 @@ func up(ctx context.Context, cfg daemon.Config, out io.Writer) error {
 	}
 	began := time.Now()
 	d, err := daemon.Start(ctx, cfg)
+	if err != nil && ctx.Err() != nil {
+		cfg.Log.Info("stopped while starting", "cause", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

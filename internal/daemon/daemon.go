@@ -178,7 +178,7 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	if err != nil {
 		return nil, err
 	}
-	l.driver, err = chooseDriver(ctx, cfg, drivers, missing)
+	l.driver, err = chooseDriver(ctx, cfg, drivers, missing, l.node.Probe)
 	if err != nil {
 		return nil, err
 	}

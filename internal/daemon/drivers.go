@@ -41,7 +41,7 @@ func newDrivers(cfg Config) (drivers []sandbox.Driver, missing map[string]error)
 // chooseDriver returns the default driver, which a real start has proved to
 // work. For auto the order is: micro-VMs with KVM, gVisor, micro-VMs by
 // emulation, plain containers.
-func chooseDriver(ctx context.Context, cfg Config, drivers []sandbox.Driver, missing map[string]error) (string, error) {
+func chooseDriver(ctx context.Context, cfg Config, drivers []sandbox.Driver, missing map[string]error, probe func(context.Context, sandbox.Driver) error) (string, error) {
 	byName := map[string]sandbox.Driver{}
 	for _, d := range drivers {
 		byName[d.Name()] = d
@@ -53,7 +53,7 @@ func chooseDriver(ctx context.Context, cfg Config, drivers []sandbox.Driver, mis
 		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 		defer cancel()
 		began := time.Now()
-		err := byName[name].Probe(ctx)
+		err := probe(ctx, byName[name])
 		cfg.Log.Debug("probed sandbox driver", "driver", name, "took", time.Since(began), "error", err)
 		return err
 	}

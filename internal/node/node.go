@@ -127,7 +127,7 @@ func (n *Node) reapOne(ctx context.Context, rec record) error {
 	if err := d.Reap(ctx, rec.State); err != nil {
 		return fmt.Errorf("reap sandbox %s: %w", rec.State.ID, err)
 	}
-	if err := os.RemoveAll(rec.State.Dir); err != nil {
+	if err := removeDir(rec.State.Dir); err != nil {
 		return fmt.Errorf("reap sandbox %s: %w", rec.State.ID, err)
 	}
 	return n.cfg.Journal.Delete(ctx, kindSandbox, rec.State.ID)

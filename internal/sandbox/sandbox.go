@@ -33,8 +33,10 @@ type Driver interface {
 
 	// Probe proves that the driver works on this machine by starting a real
 	// sandbox and stopping it again. The error says what is missing and
-	// which distribution package brings it.
-	Probe(ctx context.Context) error
+	// which distribution package brings it. The sandbox has the scratch's ID,
+	// cgroup and Dir, which exists and is empty; whoever made it records it
+	// before, as for Create, and removes it after.
+	Probe(ctx context.Context, scratch State) error
 
 	// Create prepares a sandbox: everything up to, but not including, the
 	// function's own process. On error nothing is left behind.

@@ -71,7 +71,7 @@ func TestTerminate(t *testing.T) {
 		} else {
 			w.up()
 			w.checkServices()
-			w.load(time.Duration(w.rnd.Int64N(int64(2500*time.Millisecond))), w.Stop)
+			w.load(time.Duration(w.rnd.Int64N(int64(4*time.Second))), w.Stop)
 		}
 		w.checkNothingLeft()
 		t.Logf("%d of %d ends: lost=%d leaked=%d", n+1, ends, w.lost, w.leaked)

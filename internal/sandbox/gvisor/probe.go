@@ -3,8 +3,11 @@ package gvisor
 import (
 	"context"
 
+	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/probe"
 )
 
 // Probe implements sandbox.Driver.
-func (d *Driver) Probe(ctx context.Context) error { return probe.Run(ctx, d) }
+func (d *Driver) Probe(ctx context.Context, scratch sandbox.State) error {
+	return probe.Run(ctx, d, scratch)
+}

@@ -5,12 +5,13 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/testenv"
 )
 
 func TestProbe(t *testing.T) {
 	testenv.Root(t)
-	if err := New(Config{}).Probe(t.Context()); err != nil {
+	if err := New(Config{}).Probe(t.Context(), scratch(t)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -19,7 +20,7 @@ func TestProbeCancelled(t *testing.T) {
 	testenv.Root(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := New(Config{}).Probe(ctx); !errors.Is(err, context.Canceled) {
+	if err := New(Config{}).Probe(ctx, scratch(t)); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want %v", err, context.Canceled)
 	}
 }
@@ -28,7 +29,7 @@ func TestProbeCancelled(t *testing.T) {
 func BenchmarkProbe(b *testing.B) {
 	testenv.Root(b)
 	for b.Loop() {
-		if err := New(Config{}).Probe(b.Context()); err != nil {
+		if err := New(Config{}).Probe(b.Context(), scratch(b)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -40,4 +41,9 @@ func TestTaskLimitValues(t *testing.T) {
 			t.Errorf("limitTasks(%q): no error", bad)
 		}
 	}
+}
+
+func scratch(t testing.TB) sandbox.State {
+	id := sandbox.NewID()
+	return sandbox.State{ID: id, Dir: t.TempDir(), Cgroup: "skep-probe-" + id}
 }

@@ -23,7 +23,7 @@ const (
 // Run runs a sandbox of a driver whose links are of kind [sandbox.LinkVeth]
 // from Create to Destroy, and expects its program to end with [ExitCode].
 // Nothing is left behind, whatever happens. It needs root.
-func Run(ctx context.Context, d sandbox.Driver) (err error) {
+func Run(ctx context.Context, d sandbox.Driver, scratch sandbox.State) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("probe %s: %w", d.Name(), err)
@@ -34,18 +34,11 @@ func Run(ctx context.Context, d sandbox.Driver) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	dir, err := os.MkdirTemp("", "skep-probe-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	image, bundle, ns := filepath.Join(dir, "image.erofs"), filepath.Join(dir, "sandbox"), filepath.Join(dir, "netns")
+	image, ns := filepath.Join(scratch.Dir, "probe.erofs"), filepath.Join(scratch.Dir, "probe-netns")
 	if err := WriteImage(image); err != nil {
 		return fmt.Errorf("make an image: %w", err)
 	}
-	if err := os.Mkdir(bundle, 0o700); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, os.Remove(image)) }()
 	if err := netns.Create(ns); err != nil {
 		return err
 	}
@@ -55,15 +48,14 @@ func Run(ctx context.Context, d sandbox.Driver) (err error) {
 		return err
 	}
 	defer null.Close()
-	id := sandbox.NewID()
 	return live(ctx, d, &sandbox.Spec{
-		ID: id, Dir: bundle, Rootfs: image, Hostname: "probe",
+		ID: scratch.ID, Dir: scratch.Dir, Rootfs: image, Hostname: "probe",
 		Process: sandbox.Process{Args: []string{program}},
 		Link: sandbox.Link{
 			NetNS: ns, DialNS: ns, Interface: "eth0", // which there is not
 			Address: net.IPNet{IP: net.IPv4(127, 0, 0, 1), Mask: net.CIDRMask(8, 32)},
 		},
-		Cgroup: "skep-probe-" + id,
+		Cgroup: scratch.Cgroup,
 		Stdout: null, Stderr: null,
 	})
 }

@@ -22,15 +22,15 @@ const (
 
 // Probe boots a machine up to its agent, and so proves QEMU, kernel, modules,
 // agent and processor.
-func (d *Driver) Probe(ctx context.Context) error {
+func (d *Driver) Probe(ctx context.Context, scratch sandbox.State) error {
 	accel, err := d.resolveAccel(ctx)
 	if err != nil {
 		return err
 	}
-	return d.probe(ctx, accel)
+	return d.probe(ctx, accel, scratch)
 }
 
-func (d *Driver) probe(ctx context.Context, accel Accel) (err error) {
+func (d *Driver) probe(ctx context.Context, accel Accel, scratch sandbox.State) (err error) {
 	a, err := d.prepare(ctx)
 	if err != nil {
 		return err
@@ -41,13 +41,13 @@ func (d *Driver) probe(ctx context.Context, accel Accel) (err error) {
 		}
 	}()
 	m := machine{
-		id: sandbox.NewID(), accel: accel, memoryMiB: probeMemoryMiB, cpus: 1,
+		id: scratch.ID, accel: accel, memoryMiB: probeMemoryMiB, cpus: 1,
 		guestParams: []string{"skep.probe"},
 	}
 	if accel == AccelTCG {
 		m.tscKHz = tscKHz()
 	}
-	g, err := cgroup.Create("skep-probe-"+m.id, cgroup.Limits{
+	g, err := cgroup.Create(scratch.Cgroup, cgroup.Limits{
 		MemoryBytes: probeMemoryMiB*mib + qemuOverhead + codeMiB*mib, PIDs: qemuThreads,
 	})
 	if err != nil {
@@ -88,7 +88,8 @@ func (d *Driver) resolveAccel(ctx context.Context) (Accel, error) {
 		}
 		limited, cancel := context.WithTimeout(ctx, kvmTimeout)
 		defer cancel()
-		err = d.probe(limited, AccelKVM)
+		id := sandbox.NewID()
+		err = d.probe(limited, AccelKVM, sandbox.State{ID: id, Cgroup: "skep-probe-" + id})
 	}
 	switch {
 	case err == nil:

@@ -8,11 +8,12 @@ import (
 
 	gorunc "github.com/containerd/go-runc"
 
+	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/probe"
 )
 
 // Probe implements [sandbox.Driver]: it runs a container to its end.
-func (d *Driver) Probe(ctx context.Context) error {
+func (d *Driver) Probe(ctx context.Context, scratch sandbox.State) error {
 	path, err := exec.LookPath(d.command)
 	if err != nil {
 		return missing(d.command, err)
@@ -20,7 +21,7 @@ func (d *Driver) Probe(ctx context.Context) error {
 	if err := d.checkVersion(ctx, path); err != nil {
 		return err
 	}
-	return probe.Run(ctx, d)
+	return probe.Run(ctx, d, scratch)
 }
 
 // checkVersion wants 1.1, the first with `run --keep`.

@@ -17,7 +17,7 @@ func TestConformance(t *testing.T) {
 }
 
 func TestProbeMissing(t *testing.T) {
-	err := runc.New(runc.Config{Command: "/no/such/runc"}).Probe(context.Background())
+	err := runc.New(runc.Config{Command: "/no/such/runc"}).Probe(context.Background(), sandbox.State{})
 	if err == nil || !strings.Contains(err.Error(), "apt-get install runc") || !strings.Contains(err.Error(), "/no/such/runc") {
 		t.Errorf("Probe() = %v, want an error that names the program and the package", err)
 	}

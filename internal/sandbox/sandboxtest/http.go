@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -20,8 +22,16 @@ func testProbe(t *testing.T, s *suite) {
 	default:
 		t.Errorf("Capabilities().Link = %q", link)
 	}
-	if err := s.driver.Probe(s.ctx(t)); err != nil {
+	id := sandbox.NewID()
+	scratch := sandbox.State{ID: id, Dir: filepath.Join(s.dir, "probe"), Cgroup: "skep-probe-" + id}
+	if err := os.Mkdir(scratch.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.driver.Probe(s.ctx(t), scratch); err != nil {
 		t.Errorf("Probe: %v", err)
+	}
+	if err := leftBehind(scratch); err != nil {
+		t.Errorf("left behind by Probe: %v", err)
 	}
 }
 
