@@ -22,7 +22,8 @@ export CGO_ENABLED := 0
 
 # Packages whose tests also run under the race detector: those with much
 # concurrency and without the heavy dependencies.
-RACE := ./internal/autoscale ./internal/gateway/... ./internal/netns ./internal/node/journal ./internal/node/logs
+RACE := ./internal/admin ./internal/agent/... ./internal/autoscale ./internal/fleet ./internal/gateway/... ./internal/netns ./internal/network \
+	./internal/node/journal ./internal/node/logs
 
 .PHONY: help
 help: ## show the targets
