@@ -78,6 +78,8 @@ func (c *client) explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case apierrors.IsNotFound(err) && kindOf(err) == "namespaces":
+		return coded(exitNotFound, fmt.Errorf("%w: make it with `kubectl create namespace %s`", err, c.g.namespace))
 	case apierrors.IsNotFound(err):
 		return coded(exitNotFound, fmt.Errorf("%w in namespace %q (`skep list` shows what there is)", err, c.g.namespace))
 	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
@@ -86,6 +88,15 @@ func (c *client) explain(err error) error {
 		return coded(exitNoDaemon, fmt.Errorf("skep does not answer at %s: %w", c.endpoints.API, err))
 	}
 	return err
+}
+
+// kindOf is the kind of object that an API error is about, such as "namespaces".
+func kindOf(err error) string {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) && status.Status().Details != nil {
+		return status.Status().Details.Kind
+	}
+	return ""
 }
 
 // completeServices completes names of services.

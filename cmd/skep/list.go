@@ -42,7 +42,7 @@ func newList(g *globals) *cobra.Command {
 				services.Items[i].ManagedFields = nil // as kubectl does: nobody reads them
 			}
 			return g.print(cmd.OutOrStdout(), services, func() *table {
-				return listTable(services.Items, countInstances(ctx, c))
+				return listTable(services.Items, countInstances(ctx, c), c.reasons(ctx, services.Items))
 			})
 		},
 	}
@@ -63,13 +63,35 @@ func countInstances(ctx context.Context, c *client) map[string]int {
 	return n
 }
 
-func listTable(services []v1.Service, instances map[string]int) *table {
+// reasons are the causes, by namespace/name, of services that are not ready,
+// in the words of their newest revisions: those of services are roundabout.
+func (c *client) reasons(ctx context.Context, services []v1.Service) map[string]string {
+	reasons := map[string]string{}
+	for i := range services {
+		s := &services[i]
+		if name := s.Status.LatestCreatedRevisionName; name != "" && !s.IsReady() {
+			rev, err := c.knative.ServingV1().Revisions(s.Namespace).Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				continue // a list without a reason is better than none
+			}
+			if r := rev.Status.GetCondition(v1.RevisionConditionReady); r != nil {
+				reasons[s.Namespace+"/"+s.Name] = r.Reason
+			}
+		}
+	}
+	return reasons
+}
+
+func listTable(services []v1.Service, instances map[string]int, reasons map[string]string) *table {
 	t := &table{head: []string{"NAMESPACE", "NAME", "URL", "LATEST", "INSTANCES", "AGE", "READY", "REASON"}}
 	for i := range services {
 		s := &services[i]
 		status, reason := "Unknown", ""
 		if r := s.Status.GetCondition(v1.ServiceConditionReady); r != nil {
 			status, reason = string(r.Status), r.Reason
+		}
+		if r := reasons[s.Namespace+"/"+s.Name]; r != "" {
+			reason = r
 		}
 		url := ""
 		if s.Status.URL != nil {

@@ -142,6 +142,8 @@ func TestBadUsage(t *testing.T) {
 		{name: "no such manifest", code: 2, args: []string{"deploy", "-f", "/no/such.yaml"}, words: []string{"/no/such.yaml"}},
 		{name: "no such source", code: 2, args: []string{"deploy", "x", "--source", "/no/such/folder"}, words: []string{"/no/such/folder"}},
 		{name: "bad runtime", code: 2, args: []string{"image", "build", ".", "--name", "x", "--runtime", "cobol"}, words: []string{"cobol", "python3"}},
+		{name: "no such namespace", code: 3, args: []string{"deploy", "x", "--image", "a.b/c", "-n", "nowhere"}, words: []string{"nowhere", "kubectl create namespace nowhere"}},
+		{name: "scales that contradict", code: 2, args: []string{"deploy", "x", "--image", "a.b/c", "--min-scale", "3", "--max-scale", "2"}, words: []string{"min-scale=3", "max-scale=2"}},
 		{name: "describe nothing", code: 3, args: []string{"describe", "nothing"}, words: []string{"nothing", "skep list"}},
 		{name: "invoke nothing", code: 3, args: []string{"invoke", "nothing"}, words: []string{"nothing"}},
 		{name: "logs of nothing", code: 3, args: []string{"logs", "nothing"}, words: []string{"nothing"}},

@@ -150,6 +150,7 @@ func testGRPC(s *skep, name string) {
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "not now") {
 		s.t.Errorf("a failing call: %v", err)
 	}
+	s.fails(1, []string{"reflection"}, "invoke", name, "--grpc", "skep.test.Echo/Echo", "--timeout", "20s")
 	stream, err := c.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/skep.test.Echo/Echo")
 	if err != nil {
 		s.t.Fatal(err)

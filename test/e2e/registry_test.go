@@ -74,7 +74,7 @@ func TestRegistry(t *testing.T) {
 	for _, i := range images {
 		byRef[i.Ref] = i
 	}
-	if i := byRef[repo+":v1"]; i.Digest != digest.String() || !i.InUse || i.Bytes == 0 {
+	if i := byRef["team/probe:v1"]; i.Digest != digest.String() || !i.InUse || i.Bytes == 0 {
 		t.Errorf("image list: %+v", images)
 	}
 	if out := s.ok("image", "list"); !strings.Contains(out, "team/probe:v1") || !strings.Contains(out, "IN USE") {
@@ -98,7 +98,7 @@ func TestRegistry(t *testing.T) {
 	s.fails(4, []string{"ImagePullFailed"}, "deploy", unique("gone"), "--image", repo+":v1", "--wait-timeout", "60s")
 }
 
-// TestImageNotPinned: a tag that moves does not change what runs.
+// TestMovedTag: a tag that moves does not change what runs.
 func TestMovedTag(t *testing.T) {
 	t.Parallel()
 	s := up(t, "--sandbox", "runc", "--idle-after", "1s")

@@ -121,7 +121,7 @@ func TestBrokenRevision(t *testing.T) {
 					t.Errorf("describe does not say %q:\n%s", w, text)
 				}
 			}
-			if out := s.ok("list"); !strings.Contains(out, "False") {
+			if out := s.ok("list"); !strings.Contains(out, "False") || !strings.Contains(out, c.words[0]) {
 				t.Errorf("list:\n%s", out)
 			}
 			if n := len(s.instances(name)); n != 1 {
