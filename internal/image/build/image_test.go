@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -82,20 +83,11 @@ func totalSize(img *Image) (n int64, err error) {
 // of this machine.
 func checkLayers(t *testing.T, img *Image) {
 	t.Helper()
-	ls, err := img.Layers()
-	if err != nil {
-		t.Fatal(err)
-	}
 	host, err := os.Hostname()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, l := range ls {
-		r, err := l.Uncompressed()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.Close()
+	for i, r := range layers(t, img) {
 		tr := tar.NewReader(r)
 		for {
 			h, err := tr.Next()
@@ -140,22 +132,37 @@ func rootOf(t *testing.T, img *Image) string {
 			t.Fatal(err)
 		}
 	}
-	ls, err := img.Layers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, l := range ls {
-		r, err := l.Uncompressed()
-		if err != nil {
-			t.Fatal(err)
-		}
+	for i, r := range layers(t, img) {
 		// Later layers have no folders of /usr here, whose links exist by then.
-		err = unpackTree(context.Background(), r, dir, keepAll)
-		if err := errors.Join(err, r.Close()); err != nil && (i == 0 || !errors.Is(err, os.ErrExist)) {
+		if err := unpackTree(context.Background(), r, dir, keepAll); err != nil && (i == 0 || !errors.Is(err, os.ErrExist)) {
 			t.Fatal(err)
 		}
 	}
 	return dir
+}
+
+// layers are the image's, uncompressed and in order.
+func layers(t *testing.T, img *Image) iter.Seq2[int, io.Reader] {
+	t.Helper()
+	ls, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(yield func(int, io.Reader) bool) {
+		for i, l := range ls {
+			r, err := l.Uncompressed()
+			if err != nil {
+				t.Fatal(err)
+			}
+			more := yield(i, r)
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if !more {
+				return
+			}
+		}
+	}
 }
 
 // start runs the image's entry point as its user, chrooted, in an own mount
