@@ -1,14 +1,20 @@
 package e2e
 
 import (
+	"archive/tar"
+	"bytes"
+	"crypto/rand"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/skep-dev/skep/test/skeptest"
 )
@@ -197,4 +203,65 @@ func TestBadImages(t *testing.T) {
 	name := unique("arm")
 	s.deleteAtEnd(name)
 	s.fails(4, []string{"arm64", "amd64"}, "deploy", name, "--image", s.Endpoints.Registry+"/bad/arm:v1", "--wait-timeout", "60s")
+}
+
+// TestDiskFull: what does not fit is refused with the cause, leaves nothing
+// behind, and what is there goes on.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	s := prepared(t, "--sandbox", "gvisor")
+	images := filepath.Join(s.Dir, "images")
+	if err := os.MkdirAll(images, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", images, "tmpfs", 0, "size=14m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(images, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	s.up()
+	s.importProbe() // blobs and root file system: about 9 MiB
+	name := s.deploy("fits")
+	free := func() uint64 {
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(images, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Bavail * uint64(st.Bsize)
+	}
+	before := free()
+	noise := make([]byte, 12<<20)
+	_, _ = rand.Read(noise)
+	big := filepath.Join(t.TempDir(), "big")
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return tarOf("noise", noise) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(probe, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeLayout(big, img); err != nil {
+		t.Fatal(err)
+	}
+	s.fails(1, []string{"no space left on device"}, "image", "import", big, "--name", "local/big:v1")
+	if now := free(); now+64<<10 < before {
+		t.Errorf("%d bytes were free before the failed import, %d after it", before, now)
+	}
+	s.get(name, "/")
+}
+
+func tarOf(name string, content []byte) (io.ReadCloser, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content))}); err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(content); err != nil {
+		return nil, err
+	}
+	return io.NopCloser(&b), w.Close()
 }
