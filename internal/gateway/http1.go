@@ -96,8 +96,10 @@ func (x *exchange) over(c *upstreamConn, in *instance) (retry bool, err error) {
 	}
 	// If the instance answers before it has the whole body, the client's
 	// connection may have to end with this response: see pump.end.
+	p.settle()
 	x.last = p.busy() && x.r.ProtoMajor == 1
 	err = x.respond(resp, c.br.Buffered() == 0)
+	p.settle()
 	if p.busy() {
 		// A whole response to half a request: the rest is of no use.
 		_, _ = p.end(c)

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,9 @@ type pump struct {
 	stopped chan struct{} // closed to end it before it has begun
 	goOn    chan struct{} // closed at 100 Continue
 	once    sync.Once     // for goOn
+	// read is set once the client's whole body has been read, before the
+	// end of it is sent.
+	read atomic.Bool
 
 	// Valid after done.
 	began bool
@@ -42,6 +46,41 @@ func (p *pump) proceed() {
 	if p != nil {
 		p.once.Do(func() { close(p.goOn) })
 	}
+}
+
+// settle waits for the last steps of a pump that has nothing more to read: an
+// instance that answers as soon as it has the body is faster than they are.
+func (p *pump) settle() {
+	if p == nil || !p.read.Load() {
+		return
+	}
+	timer := time.NewTimer(settling)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+	case <-timer.C:
+	}
+}
+
+// settling bounds settle: the instance may answer and take in no more.
+const settling = 100 * time.Millisecond
+
+// bodyReader notes when a body of a known or unknown (< 0) length is read.
+type bodyReader struct {
+	io.Reader
+	left int64
+	read *atomic.Bool
+}
+
+func (b *bodyReader) Read(buf []byte) (int, error) {
+	n, err := b.Reader.Read(buf)
+	if b.left >= 0 {
+		b.left -= int64(n)
+	}
+	if err == io.EOF || b.left == 0 {
+		b.read.Store(true)
+	}
+	return n, err
 }
 
 func (p *pump) busy() bool {
@@ -124,14 +163,16 @@ func (p *pump) run(c *upstreamConn) {
 func (p *pump) send(c *upstreamConn) (readErr, writeErr error) {
 	r := p.x.r
 	if r.ContentLength >= 0 {
-		n, readErr, writeErr := copyFlush(c.Conn, io.LimitReader(r.Body, r.ContentLength), func() error { return nil })
+		body := &bodyReader{io.LimitReader(r.Body, r.ContentLength), r.ContentLength, &p.read}
+		n, readErr, writeErr := copyFlush(c.Conn, body, func() error { return nil })
 		if readErr == nil && writeErr == nil && n != r.ContentLength {
 			readErr = io.ErrUnexpectedEOF
 		}
 		return readErr, writeErr
 	}
 	cw := chunkWriter{c.bw}
-	if _, readErr, writeErr = copyFlush(cw, r.Body, c.bw.Flush); readErr != nil || writeErr != nil {
+	body := &bodyReader{r.Body, -1, &p.read}
+	if _, readErr, writeErr = copyFlush(cw, body, c.bw.Flush); readErr != nil || writeErr != nil {
 		return readErr, writeErr
 	}
 	return nil, cw.end(r.Trailer)
