@@ -1,0 +1,71 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"testing"
+
+	"github.com/skep-dev/skep/internal/node/logs"
+)
+
+type backend struct{}
+
+func (backend) Images(context.Context) ([]Image, error) { return []Image{{Ref: "a", Bytes: 1}}, nil }
+func (backend) ImportImage(_ context.Context, path, ref string) (Image, error) {
+	return Image{Ref: path + "|" + ref}, nil
+}
+func (backend) RemoveImage(_ context.Context, ref string) error {
+	if ref == "broken" {
+		return errors.New("disk: broken")
+	}
+	return fmt.Errorf("%w: %s", ErrNotFound, ref)
+}
+func (backend) Instances(context.Context) ([]Instance, error) { return []Instance{{ID: "1"}}, nil }
+func (backend) Logs(_ context.Context, q logs.Query, emit func(logs.Line) error) error {
+	for range q.Tail {
+		if err := emit(logs.Line{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestRoundTrip(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	for range 2 { // the second replaces the socket of the first
+		l, err := Listen(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &http.Server{Handler: Handler(backend{}, slog.New(slog.DiscardHandler))}
+		go func() { _ = s.Serve(l) }()
+		t.Cleanup(func() { _ = s.Close() })
+	}
+	ctx, c := t.Context(), NewClient(path)
+	if got, err := c.Images(ctx); err != nil || len(got) != 1 || got[0].Ref != "a" {
+		t.Errorf("Images: %+v, %v", got, err)
+	}
+	if got, err := c.ImportImage(ctx, "/a b", "n&m"); err != nil || got.Ref != "/a b|n&m" {
+		t.Errorf("ImportImage: %+v, %v", got, err)
+	}
+	if err := c.RemoveImage(ctx, "x"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("RemoveImage: %v", err)
+	}
+	if err := c.RemoveImage(ctx, "broken"); err == nil || err.Error() != "disk: broken" {
+		t.Errorf("RemoveImage: %v", err)
+	}
+	if got, err := c.Instances(ctx); err != nil || len(got) != 1 {
+		t.Errorf("Instances: %+v, %v", got, err)
+	}
+	n := 0
+	if err := c.Logs(ctx, logs.Query{Tail: 3}, func(logs.Line) error { n++; return nil }); err != nil || n != 3 {
+		t.Errorf("Logs: %d lines, %v", n, err)
+	}
+	if _, err := NewClient(path + "x").Images(ctx); err == nil {
+		t.Error("no node: no error")
+	}
+}
