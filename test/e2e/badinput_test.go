@@ -78,6 +78,9 @@ func TestBadFunctions(t *testing.T) {
 				args = append(args, "-f", write(t, "service.yaml", strings.ReplaceAll(c.yaml, "NAME", name)))
 			}
 			s.fails(4, c.words, args...)
+			if t.Failed() {
+				t.Logf("logs: %s\ndescribe:\n%s", s.run("logs", name).Stdout, s.run("describe", name).Stdout)
+			}
 			if n := s.instances(name); len(n) > 0 {
 				t.Errorf("instances of what does not work: %+v", n)
 			}
