@@ -281,7 +281,8 @@ func spawn(t *testing.T, env, value string) *child {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), env+"="+value)
+	// The race detector would sleep a second at every exit.
+	cmd.Env = append(os.Environ(), env+"="+value, "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
