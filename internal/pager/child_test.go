@@ -51,10 +51,11 @@ func TestMain(m *testing.M) {
 // childConfig says what memory the child maps; its pages are spread over two
 // mappings.
 type childConfig struct {
-	Socket string
-	Kind   string // anon, memfd or huge
-	Pages  int
-	Check  bool // exit when a page is not what value says
+	Socket  string
+	Kind    string // anon, memfd or huge
+	Pages   int
+	Protect bool // register for write-protect faults too
+	Check   bool // exit when a page is not what value says
 }
 
 func (c childConfig) pageSize() int {
@@ -108,7 +109,11 @@ func childMain() {
 	runtime.GOMAXPROCS(24) // a goroutine in a page fault keeps its P
 	var cfg childConfig
 	fatal(json.Unmarshal([]byte(os.Getenv(childEnv)), &cfg))
-	u, err := pager.NewUFFD(pager.FeatureEventRemove | pager.FeatureEventUnmap)
+	features, mode := pager.FeatureEventRemove|pager.FeatureEventUnmap, pager.RegisterMissing
+	if cfg.Protect {
+		features, mode = features|pager.FeatureWriteProtect, mode|pager.RegisterWriteProtect
+	}
+	u, err := pager.NewUFFD(features)
 	fatal(err)
 	var maps [2][]byte
 	var regions []pager.Region
@@ -117,7 +122,7 @@ func childMain() {
 		maps[i], err = mapMemory(cfg.Kind, n*cfg.pageSize())
 		fatal(err)
 		base := uint64(uintptr(unsafe.Pointer(&maps[i][0])))
-		fatal(u.Register(base, uint64(len(maps[i])), pager.RegisterMissing))
+		fatal(u.Register(base, uint64(len(maps[i])), mode))
 		regions = append(regions, pager.Region{Base: base, Size: uint64(len(maps[i])),
 			Offset: uint64(i * half * cfg.pageSize()), PageSize: uint64(cfg.pageSize())})
 	}
@@ -128,7 +133,7 @@ func childMain() {
 		_, _ = conn.Read(make([]byte, 1))
 		os.Exit(exitUnserved)
 	}()
-	c := &childMemory{cfg: cfg, maps: maps, half: half}
+	c := &childMemory{uffd: u, cfg: cfg, maps: maps, half: half}
 	fmt.Println("ready")
 	in := bufio.NewScanner(os.Stdin)
 	in.Buffer(nil, 1<<20)
@@ -157,6 +162,7 @@ func mapMemory(kind string, size int) ([]byte, error) {
 }
 
 type childMemory struct {
+	uffd *pager.UFFD
 	cfg  childConfig
 	maps [2][]byte
 	half int
@@ -229,6 +235,9 @@ func (c *childMemory) do(args []string) string {
 		return "done"
 	case "dontneed": // first, count
 		err = unix.Madvise(c.span(n[0], n[1]), unix.MADV_DONTNEED)
+	case "protect":
+		s := c.span(n[0], n[1])
+		err = c.uffd.WriteProtect(address(s), uint64(len(s)), true)
 	case "remove":
 		err = unix.Madvise(c.span(n[0], n[1]), unix.MADV_REMOVE)
 	case "unmap":

@@ -101,9 +101,10 @@ func (m *memory) split(run Run, each func(a *area, first, count uint64)) {
 	}
 }
 
-// touch notes a demand fault. The lock is held for writing.
+// touch notes a demand fault. A page that the process had removed before is
+// fresh memory, not a need of the snapshot. The lock is held for writing.
 func (m *memory) touch(a *area, page uint64) {
-	if !m.open || a.touched.has(page) {
+	if !m.open || a.touched.has(page) || a.gone.has(page) {
 		return
 	}
 	a.touched.set(page, a.pages)

@@ -144,6 +144,30 @@ func TestServeRemovedPagesAreZero(t *testing.T) {
 	}
 }
 
+// Write-protected pages become writable at the first write.
+func TestServeWriteProtect(t *testing.T) {
+	t.Parallel()
+	const pages = 20
+	c := startChild(t, childConfig{Kind: "anon", Pages: pages, Protect: true})
+	s, wait := c.serve(deadline(t), c.config(&pattern{pages: pages, pageSize: pager.PageSize}))
+	c.look(sequence(10), value)
+	c.send("protect 0 10")
+	c.expect("done")
+	c.look(sequence(pages), value)
+	for range 2 {
+		c.send("write 5 9")
+		c.expect("done")
+	}
+	c.look([]int{5}, func(uint64) uint64 { return 9 })
+	if st := s.Stats(); st.Unprotect != 1 {
+		t.Errorf("stats %+v", st)
+	}
+	_ = c.in.Close()
+	if err := wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRemoveDuringPrefetch lets removals meet installations: whatever the
 // order, a removed page must read as zeros.
 func TestRemoveDuringPrefetch(t *testing.T) {
