@@ -43,7 +43,6 @@ func (s *Server) prefetch(ctx context.Context) error {
 
 // filled is a chunk of the working set's data, or the error in its place.
 type filled struct {
-	buf  *buffer
 	data []byte
 	err  error
 }
@@ -51,22 +50,16 @@ type filled struct {
 // installSet reads on one thread and installs on another.
 func (s *Server) installSet(ctx context.Context) error {
 	ws := s.cfg.WorkingSet
+	c, err := newChunks(ws, prefetchBuffers)
+	if err != nil {
+		return err
+	}
+	defer c.free()
 	ctx, cancel := context.WithCancel(ctx)
-	free := make(chan *buffer, prefetchBuffers)
+	free := make(chan struct{}, prefetchBuffers) // a token for each chunk that may be read
 	full := make(chan filled, prefetchBuffers)
-	var buffers []*buffer
-	for range min(prefetchBuffers, len(ws.index.sums)) {
-		b, err := newBuffer(chunkSize(ws.PageSize()))
-		if err != nil {
-			cancel()
-			close(full)
-			for _, b := range buffers {
-				b.free()
-			}
-			return err
-		}
-		buffers = append(buffers, b)
-		free <- b
+	for range prefetchBuffers {
+		free <- struct{}{}
 	}
 	go func() {
 		defer close(full)
@@ -74,12 +67,12 @@ func (s *Server) installSet(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return
-			case b := <-free:
-				data, err := ws.readChunk(i, b)
-				full <- filled{b, data, err}
-				if err != nil {
-					return
-				}
+			case <-free:
+			}
+			data, err := c.read(i, false)
+			full <- filled{data, err}
+			if err != nil {
+				return
 			}
 		}
 	}()
@@ -87,42 +80,40 @@ func (s *Server) installSet(ctx context.Context) error {
 		cancel()
 		for range full { // until the reader has ended
 		}
-		for _, b := range buffers {
-			b.free()
-		}
 	}()
-	return s.installRuns(ctx, free, full)
+	return s.installRuns(ctx, func(done bool) ([]byte, error) {
+		if done {
+			free <- struct{}{}
+		}
+		f, ok := <-full
+		if !ok {
+			return nil, ctx.Err()
+		}
+		return f.data, f.err
+	})
 }
 
 // installRuns goes through the runs in order, taking their content from the
-// chunks as they come.
-func (s *Server) installRuns(ctx context.Context, free chan<- *buffer, full <-chan filled) error {
-	var current filled
+// chunks that next gives; done says that the one before was used up.
+func (s *Server) installRuns(ctx context.Context, next func(done bool) ([]byte, error)) error {
+	var chunk []byte
 	for _, run := range s.cfg.WorkingSet.index.runs {
 		for run.Count > 0 {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
 			part := run
+			var data []byte
 			if !run.Zero {
-				if len(current.data) == 0 {
-					if current.buf != nil {
-						free <- current.buf
-					}
-					var ok bool
-					if current, ok = <-full; !ok {
-						return ctx.Err()
-					}
-					if current.err != nil {
-						return current.err
+				if len(chunk) == 0 {
+					var err error
+					if chunk, err = next(chunk != nil); err != nil {
+						return err
 					}
 				}
-				part.Count = min(run.Count, uint32(uint64(len(current.data))/s.pageSize))
-			}
-			size := uint64(part.Count) * s.pageSize
-			var data []byte
-			if !part.Zero {
-				data, current.data = current.data[:size], current.data[size:]
+				part.Count = min(run.Count, uint32(uint64(len(chunk))/s.pageSize))
+				size := uint64(part.Count) * s.pageSize
+				data, chunk = chunk[:size], chunk[size:]
 			}
 			if err := s.installRun(ctx, part, data); err != nil {
 				return err

@@ -294,7 +294,7 @@ func TestPrefetchDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b[len(b)-100] ^= 1
+	b[8192] ^= 1 // in the first chunk
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -313,6 +313,45 @@ func TestPrefetchDamaged(t *testing.T) {
 	c.look(sequence(pages), value)
 	poll(t, func() bool { return s.Stats().PrefetchTime > 0 })
 	if st := s.Stats(); !errors.Is(st.PrefetchError, pager.ErrDamaged) || st.Prefetched != 0 {
+		t.Errorf("stats %+v", st)
+	}
+	_ = c.in.Close()
+	if err := wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A file cut short while it is open gives an error, not a signal.
+func TestWorkingSetCutShort(t *testing.T) {
+	t.Parallel()
+	const pages = 1000
+	src := &pattern{pages: pages, pageSize: pager.PageSize}
+	path := filepath.Join(t.TempDir(), "ws")
+	rec := pager.Recording{PageSize: pager.PageSize, Pages: pagesOf(sequence(pages))}
+	if err := pager.WriteWorkingSet(deadline(t), path, rec, src); err != nil {
+		t.Fatal(err)
+	}
+	ws, err := pager.OpenWorkingSet(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	if err := ws.Verify(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := ws.Verify(deadline(t)); !errors.Is(err, pager.ErrDamaged) {
+		t.Errorf("Verify: %v", err)
+	}
+	c := startChild(t, childConfig{Kind: "anon", Pages: pages})
+	conf := c.config(src)
+	conf.WorkingSet = ws
+	s, wait := c.serve(deadline(t), conf)
+	c.look(sequence(pages), value)
+	poll(t, func() bool { return s.Stats().PrefetchTime > 0 })
+	if st := s.Stats(); !errors.Is(st.PrefetchError, pager.ErrDamaged) {
 		t.Errorf("stats %+v", st)
 	}
 	_ = c.in.Close()

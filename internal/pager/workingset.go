@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,8 +17,10 @@ import (
 // WorkingSet is an open working-set file: the pages that a machine needs for
 // its first response, in one piece, in the order it needs them.
 type WorkingSet struct {
-	index *wsIndex
-	file  *os.File
+	index   *wsIndex
+	file    *os.File
+	mapping []byte        // of the content; nil when it is read directly
+	checked []atomic.Bool // chunks whose sum was right, by their number
 }
 
 // WriteWorkingSet writes the file at path anew: rec's pages with their content
@@ -171,7 +174,9 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 
 // OpenWorkingSet opens a file and checks its index, not yet its content. With
 // direct the content is read past the page cache, where the file system can:
-// best for content that is read once from a fast disk.
+// best for content that is read once from a fast disk. Otherwise it is mapped,
+// so that one open file serves any number of machines with their content in
+// memory once; a piece's checksum is checked at its first use.
 func OpenWorkingSet(path string, direct bool) (*WorkingSet, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -182,14 +187,26 @@ func OpenWorkingSet(path string, direct bool) (*WorkingSet, error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("open working set %s: %w", path, err)
 	}
-	if direct {
-		// A file system that cannot (tmpfs) refuses; the plain file serves.
-		flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
-		if err == nil {
-			_, _ = unix.FcntlInt(f.Fd(), unix.F_SETFL, flags|unix.O_DIRECT)
-		}
+	w := &WorkingSet{index: x, file: f, checked: make([]atomic.Bool, len(x.sums))}
+	if x.dataSize == 0 || direct && setDirect(f) {
+		return w, nil
 	}
-	return &WorkingSet{index: x, file: f}, nil
+	w.mapping, err = unix.Mmap(int(f.Fd()), x.dataOffset, int(x.dataSize), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("open working set %s: map content: %w", path, err)
+	}
+	return w, nil
+}
+
+// setDirect is false for a file system that cannot (tmpfs).
+func setDirect(f *os.File) bool {
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return false
+	}
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETFL, flags|unix.O_DIRECT)
+	return err == nil
 }
 
 func readIndex(f *os.File) (*wsIndex, error) {
@@ -213,7 +230,14 @@ func readIndex(f *os.File) (*wsIndex, error) {
 }
 
 // Close closes the file, once no Server prefetches from it.
-func (w *WorkingSet) Close() error { return w.file.Close() }
+func (w *WorkingSet) Close() error {
+	var err error
+	if w.mapping != nil {
+		err = unix.Munmap(w.mapping)
+		w.mapping = nil
+	}
+	return errors.Join(err, w.file.Close())
+}
 
 // PageSize is in bytes.
 func (w *WorkingSet) PageSize() int { return w.index.pageSize }
@@ -248,17 +272,17 @@ func (w *WorkingSet) Advise() error {
 
 // Verify reads the whole content and checks every sum.
 func (w *WorkingSet) Verify(ctx context.Context) error {
-	buf, err := newBuffer(chunkSize(w.index.pageSize))
+	c, err := newChunks(w, 1)
 	if err != nil {
 		return err
 	}
-	defer buf.free()
+	defer c.free()
 	hash := sha256.New()
 	for i := range w.index.sums {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		data, err := w.readChunk(i, buf)
+		data, err := c.read(i, true)
 		if err != nil {
 			return err
 		}
@@ -268,20 +292,6 @@ func (w *WorkingSet) Verify(ctx context.Context) error {
 		return fmt.Errorf("%w: content hash", ErrDamaged)
 	}
 	return nil
-}
-
-// readChunk reads a chunk of the content and checks its sum.
-func (w *WorkingSet) readChunk(i int, buf *buffer) ([]byte, error) {
-	chunk := int64(chunkSize(w.index.pageSize))
-	off := int64(i) * chunk
-	data := buf.mem[:min(chunk, w.index.dataSize-off)]
-	if err := readFull(w.file, data, w.index.dataOffset+off); err != nil {
-		return nil, fmt.Errorf("%w: chunk %d: %w", ErrDamaged, i, err)
-	}
-	if crc32.Checksum(data, castagnoli) != w.index.sums[i] {
-		return nil, fmt.Errorf("%w: checksum of chunk %d", ErrDamaged, i)
-	}
-	return data, nil
 }
 
 // buffer is page-aligned memory outside of Go's heap, as direct reads need it.

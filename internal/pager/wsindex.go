@@ -23,7 +23,7 @@ import (
 //	     zeros up to a multiple of 4096
 //	     data: the pages of all runs that are not zero, in order of the runs
 //
-// The chunk sums are checked before a page is installed; the SHA-256 of the
+// A chunk's sum is checked before its first page is installed; the SHA-256 of the
 // data names it and is checked by Verify.
 const (
 	wsMagic      = "SKEPWSET"
@@ -34,7 +34,7 @@ const (
 	wsRunSize    = 16
 	wsFlagZero   = 1
 	wsAlign      = 4096
-	wsChunk      = 1 << 20
+	wsChunk      = 1 << 18
 	maxWSPages   = 16 << 20 // 64 GiB of small pages
 	maxWSRuns    = maxWSPages
 	maxWSIndex   = wsHeader + maxWSRuns*wsRunSize
