@@ -148,15 +148,15 @@ func (s *Server) installRun(ctx context.Context, run Run, data []byte) (err erro
 func (s *Server) installPart(ctx context.Context, a *area, first, count uint64, data []byte) error {
 	for count > 0 {
 		done, err := s.installStep(a, first, count, data)
-		switch err {
-		case nil:
-		case unix.EEXIST:
+		switch {
+		case err == nil:
+		case errors.Is(err, unix.EEXIST):
 			s.stats.preRaced.Add(1)
 			done++
-		case unix.ENOENT, errSkip:
+		case errors.Is(err, unix.ENOENT), errors.Is(err, errSkip):
 			s.stats.preSkipped.Add(1)
 			done++
-		case unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			if done > 0 {
 				break // cut short: the next step shows why
 			}
@@ -166,7 +166,7 @@ func (s *Server) installPart(ctx context.Context, a *area, first, count uint64, 
 				return ctx.Err()
 			case <-time.After(retryPause):
 			}
-		case unix.ESRCH:
+		case errors.Is(err, unix.ESRCH):
 			return errGone
 		default:
 			return fmt.Errorf("install working set at offset %#x: %w", a.Offset+first*s.pageSize, err)
@@ -214,9 +214,9 @@ func (s *Server) installStep(a *area, first, count uint64, data []byte) (uint64,
 // wakeAll wakes whoever waits for a page that is there by now.
 func (s *Server) wakeAll() error {
 	for _, a := range s.memory.byAddress {
-		switch err := s.cfg.UFFD.Wake(a.Base, a.Size); err {
-		case nil, unix.ENOENT:
-		case unix.ESRCH:
+		switch err := s.cfg.UFFD.Wake(a.Base, a.Size); {
+		case err == nil, errors.Is(err, unix.ENOENT):
+		case errors.Is(err, unix.ESRCH):
 			return errGone
 		default:
 			return fmt.Errorf("wake at %#x: %w", a.Base, err)

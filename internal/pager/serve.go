@@ -2,6 +2,7 @@ package pager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"time"
@@ -136,32 +137,32 @@ func (w *worker) answer(e Event) error {
 	}
 	for {
 		installedZero, err := w.install(a, page, addr, zero)
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			if installedZero {
 				w.stats.zeroed.Add(1)
 			} else {
 				w.stats.copied.Add(1)
 			}
-		case unix.EEXIST:
+		case errors.Is(err, unix.EEXIST):
 			// Another thread's fault or the prefetch, which does not wake.
 			w.stats.raced.Add(1)
 			if err := w.wake(addr); err != nil {
 				return err
 			}
-		case unix.ENOENT:
+		case errors.Is(err, unix.ENOENT):
 			// Unmapped meanwhile; the thread finds out for itself.
 			w.stats.vanished.Add(1)
 			if err := w.wake(addr); err != nil {
 				return err
 			}
-		case unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			w.stats.retried.Add(1)
 			if err := w.settle(); err != nil {
 				return err
 			}
 			continue
-		case unix.ESRCH:
+		case errors.Is(err, unix.ESRCH):
 			return errGone
 		default:
 			return fmt.Errorf("install page at %#x: %w", addr, err)
@@ -191,10 +192,10 @@ func (w *worker) install(a *area, page, addr uint64, zero bool) (bool, error) {
 }
 
 func (s *Server) wake(addr uint64) error {
-	switch err := s.cfg.UFFD.Wake(addr, s.pageSize); err {
-	case nil, unix.ENOENT:
+	switch err := s.cfg.UFFD.Wake(addr, s.pageSize); {
+	case err == nil, errors.Is(err, unix.ENOENT):
 		return nil
-	case unix.ESRCH:
+	case errors.Is(err, unix.ESRCH):
 		return errGone
 	default:
 		return fmt.Errorf("wake at %#x: %w", addr, err)
@@ -203,12 +204,12 @@ func (s *Server) wake(addr uint64) error {
 
 func (s *Server) unprotect(addr uint64) error {
 	s.stats.unprotect.Add(1)
-	switch err := s.cfg.UFFD.WriteProtect(addr, s.pageSize, false); err {
-	case nil:
+	switch err := s.cfg.UFFD.WriteProtect(addr, s.pageSize, false); {
+	case err == nil:
 		return nil
-	case unix.ENOENT, unix.EAGAIN:
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EAGAIN):
 		return s.wake(addr) // it faults again if it still matters
-	case unix.ESRCH:
+	case errors.Is(err, unix.ESRCH):
 		return errGone
 	default:
 		return fmt.Errorf("clear write protection at %#x: %w", addr, err)

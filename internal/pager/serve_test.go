@@ -453,7 +453,7 @@ func TestUFFDErrors(t *testing.T) {
 	defer unix.Munmap(mem)
 	base := address(mem)
 	src := make([]byte, 4*pager.PageSize)
-	if n, err := u.Copy(base, src, true); err != unix.ENOENT || n != 0 {
+	if n, err := u.Copy(base, src, true); !errors.Is(err, unix.ENOENT) || n != 0 {
 		t.Errorf("unregistered: %d, %v", n, err)
 	}
 	if err := u.Register(base, uint64(len(mem)), pager.RegisterMissing); err != nil {
@@ -463,10 +463,10 @@ func TestUFFDErrors(t *testing.T) {
 		t.Errorf("zero: %d, %v", n, err)
 	}
 	// Cut short at the third page, which is there.
-	if n, err := u.Copy(base, src, true); err != unix.EAGAIN || n != 2*pager.PageSize {
+	if n, err := u.Copy(base, src, true); !errors.Is(err, unix.EAGAIN) || n != 2*pager.PageSize {
 		t.Errorf("short copy: %d, %v", n, err)
 	}
-	if n, err := u.Copy(base, src[:pager.PageSize], true); err != unix.EEXIST || n != 0 {
+	if n, err := u.Copy(base, src[:pager.PageSize], true); !errors.Is(err, unix.EEXIST) || n != 0 {
 		t.Errorf("page that exists: %d, %v", n, err)
 	}
 	if err := u.Wake(base, pager.PageSize); err != nil {

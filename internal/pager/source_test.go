@@ -2,6 +2,7 @@ package pager_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -63,7 +64,7 @@ func TestLayeredAgainstModel(t *testing.T) {
 				t.Fatalf("Zero(%d, %d) is %t", off, n, !any)
 			}
 		}
-		if n, err := src.ReadAt(make([]byte, 10), size-4); n != 4 || err != io.EOF {
+		if n, err := src.ReadAt(make([]byte, 10), size-4); n != 4 || !errors.Is(err, io.EOF) {
 			t.Fatalf("read beyond the end: %d, %v", n, err)
 		}
 	}
@@ -91,7 +92,7 @@ func TestLayeredRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := short.ReadAt(make([]byte, 5), 0); err == nil || err == io.EOF {
+	if _, err := short.ReadAt(make([]byte, 5), 0); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("truncated layer: %v", err)
 	}
 }

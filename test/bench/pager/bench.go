@@ -136,7 +136,7 @@ func (b *bench) againstC(ctx context.Context, mode string, measure func(handler,
 		return err
 	}
 	if line, err := handler.out.ReadString('\n'); line != "listening\n" {
-		return errors.Join(fmt.Errorf("C handler said %q: %w", line, err), handler.stop())
+		return errors.Join(fmt.Errorf("the C handler said %q: %w", line, err), handler.stop())
 	}
 	target, err := b.start(ctx, "target", socket, fmt.Sprint(b.size))
 	if err != nil {
