@@ -34,7 +34,7 @@ const (
 	wsRunSize    = 16
 	wsFlagZero   = 1
 	wsAlign      = 4096
-	wsChunk      = 1 << 18
+	wsChunk      = 1 << 20
 	maxWSPages   = 16 << 20 // 64 GiB of small pages
 	maxWSRuns    = maxWSPages
 	maxWSIndex   = wsHeader + maxWSRuns*wsRunSize
