@@ -25,10 +25,9 @@ const (
 	useDir      = "uses/"
 )
 
-func chunkName(d Digest) string    { return chunkDir + d.Hex() }
-func layerName(d Digest) string    { return layerDir + d.Hex() }
-func manifestName(id ID) string    { return manifestDir + id.Hex() }
-
+func chunkName(d Digest) string { return chunkDir + d.Hex() }
+func layerName(d Digest) string { return layerDir + d.Hex() }
+func manifestName(id ID) string { return manifestDir + id.Hex() }
 
 // Options of a store. The zero value means the defaults that the fields name.
 type Options struct {
@@ -162,6 +161,12 @@ func (s *Store) readChain(ctx context.Context, d Digest) ([]*index, error) {
 		d = ix.parent
 	}
 	return chain, nil
+}
+
+// Volatile tells whether an object may be lost in a power failure without
+// harm, so that a local backend need not sync it (local.Options.Volatile).
+func Volatile(object string) bool {
+	return strings.HasPrefix(object, leaseDir) || strings.HasPrefix(object, useDir)
 }
 
 // Cacheable tells whether an object's content can never change, so that a

@@ -32,6 +32,8 @@ type Options struct {
 	// NoSync leaves out fsync: for caches and tests, whose loss in a power
 	// failure does no harm.
 	NoSync bool
+	// Volatile, when set, leaves fsync out for the names it says yes to.
+	Volatile func(name string) bool
 	// NamedTemp writes into named temporary files even where nameless ones
 	// (O_TMPFILE, which vanish with their process) are possible.
 	NamedTemp bool
@@ -75,9 +77,13 @@ func (b *Backend) removeStale(before time.Time) error {
 	return nil
 }
 
-// path maps a/b/c to DIR/a/b/XX/c, where XX fans c out over 256 folders.
+// path maps a/b/c to DIR/a/b/.XX/c, where XX fans c out over 256 folders. Names
+// with a dot are taken to be few and listed often: they share one folder.
 func (b *Backend) path(name string) string {
 	dir, base := filepath.Split(name)
+	if strings.Contains(base, ".") {
+		return filepath.Join(b.dir, dir, ".xx", base)
+	}
 	h := fnv.New32a()
 	io.WriteString(h, base)
 	return filepath.Join(b.dir, dir, fmt.Sprintf(".%02x", byte(h.Sum32())), base)

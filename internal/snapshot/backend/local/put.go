@@ -42,13 +42,17 @@ func (b *Backend) Put(ctx context.Context, name string, r io.Reader, size int64)
 	if _, err := io.Copy(onlyWriter{f}, backend.SizedReader(ctx, name, r, size)); err != nil {
 		return fmt.Errorf("writing object %s: %w", name, err)
 	}
-	if !b.opts.NoSync {
+	sync := !b.opts.NoSync && (b.opts.Volatile == nil || !b.opts.Volatile(name))
+	if sync {
 		if err := f.Sync(); err != nil {
 			return fmt.Errorf("writing object %s to the disk: %w", name, err)
 		}
 	}
 	if err := unix.Linkat(unix.AT_FDCWD, linkFrom, unix.AT_FDCWD, target, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return named(name, err)
+	}
+	if !sync {
+		return nil
 	}
 	return b.syncDir(filepath.Dir(target))
 }

@@ -113,7 +113,8 @@ func (b *Backend) Put(ctx context.Context, name string, r io.Reader, size int64)
 		if _, err := io.Copy(io.Discard, src); err != nil {
 			return fmt.Errorf("putting object %s: %w", name, err)
 		}
-		body = bytes.NewReader(nil) // known to be empty, so that it has a length
+		body = bytes.NewReader(nil)
+		opts.SendContentMd5 = true // a trailing checksum would be a body without a length
 	} else {
 		body = io.MultiReader(io.LimitReader(src, size-1), &last{src: src, n: 1})
 	}
