@@ -218,7 +218,7 @@ func (s *Store) acquireAfter(ctx context.Context, kind leaseKind, of ID, excludi
 }
 
 func (s *Store) waitFor(ctx context.Context, kinds ...leaseKind) error {
-	for pause := time.Millisecond; ; pause = min(2*pause, time.Second) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
 		found, err := s.leases(ctx, kinds...)
 		if err == nil && len(found) == 0 {
 			return nil

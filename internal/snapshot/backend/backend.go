@@ -67,7 +67,8 @@ type Info struct {
 type Backend interface {
 	// Put stores size bytes from r under name. It reads r from its current
 	// position, exactly to its end. A decorator that must send the bytes
-	// twice does so only when r is an io.Seeker. Errors: ErrExist (nothing
+	// twice does so only when r is an io.Seeker. An object has at least one
+	// byte, because S3-like stores differ on empty ones. Errors: ErrExist (nothing
 	// changed), ErrSize (nothing stored), ErrName.
 	Put(ctx context.Context, name string, r io.Reader, size int64) error
 	// Get opens length bytes from offset; length < 0 means up to the end.

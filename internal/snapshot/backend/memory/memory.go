@@ -35,7 +35,7 @@ func (b *Backend) Put(ctx context.Context, name string, r io.Reader, size int64)
 	if err := backend.CheckName(name); err != nil {
 		return err
 	}
-	if size < 0 {
+	if size < 1 {
 		return fmt.Errorf("%w: %s: %d bytes", backend.ErrSize, name, size)
 	}
 	var buf bytes.Buffer

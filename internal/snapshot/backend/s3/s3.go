@@ -4,7 +4,6 @@
 package s3
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -96,8 +95,8 @@ func (b *Backend) Put(ctx context.Context, name string, r io.Reader, size int64)
 	if err := backend.CheckName(name); err != nil {
 		return err
 	}
-	if size < 0 || size > maxSinglePut {
-		return fmt.Errorf("%w: %s: %d bytes, allowed are 0 to %d", backend.ErrSize, name, size, int64(maxSinglePut))
+	if size < 1 || size > maxSinglePut {
+		return fmt.Errorf("%w: %s: %d bytes, allowed are 1 to %d", backend.ErrSize, name, size, int64(maxSinglePut))
 	}
 	switch _, err := b.Stat(ctx, name); {
 	case err == nil:
@@ -108,16 +107,7 @@ func (b *Backend) Put(ctx context.Context, name string, r io.Reader, size int64)
 	opts := minio.PutObjectOptions{DisableMultipart: true, ContentType: "application/octet-stream"}
 	opts.SetMatchETagExcept("*")
 	src := &probed{r: backend.SizedReader(ctx, name, r, size)}
-	var body io.Reader
-	if size == 0 {
-		if _, err := io.Copy(io.Discard, src); err != nil {
-			return fmt.Errorf("putting object %s: %w", name, err)
-		}
-		body = bytes.NewReader(nil)
-		opts.SendContentMd5 = true // a trailing checksum would be a body without a length
-	} else {
-		body = io.MultiReader(io.LimitReader(src, size-1), &last{src: src, n: 1})
-	}
+	body := io.MultiReader(io.LimitReader(src, size-1), &last{src: src})
 	_, err := b.core.Client.PutObject(ctx, b.bucket, b.prefix+name, body, size, opts)
 	if src.err != nil {
 		return fmt.Errorf("putting object %s: %w", name, src.err)
@@ -139,15 +129,15 @@ func (p *probed) Read(buf []byte) (int, error) {
 	return n, err
 }
 
-// last gives the final n (0 or 1) bytes only when nothing follows them, so
+// last gives the final byte only when nothing follows them, so
 // that a source that is too long is refused before the request is complete.
 type last struct {
-	src io.Reader
-	n   int64
+	src  io.Reader
+	done bool
 }
 
 func (l *last) Read(p []byte) (int, error) {
-	if l.n == 0 {
+	if l.done {
 		return 0, io.EOF
 	}
 	if len(p) == 0 {
@@ -160,7 +150,7 @@ func (l *last) Read(p []byte) (int, error) {
 	if _, err := io.Copy(io.Discard, l.src); err != nil {
 		return 0, err
 	}
-	l.n = 0
+	l.done = true
 	p[0] = one[0]
 	return 1, nil
 }
