@@ -85,6 +85,8 @@ const (
 	minPage  = 4 << 10
 	maxPage  = 2 << 20
 	maxChunk = 16 << 20
+	// An open layer keeps 8 bytes for each of its chunks and ancestors.
+	maxChunks = 1 << 22
 )
 
 func checkGeometry(pageSize, chunkPages int, size int64) error {
@@ -95,7 +97,7 @@ func checkGeometry(pageSize, chunkPages int, size int64) error {
 		return fmt.Errorf("%d pages of %d bytes per chunk: must be a multiple of 8, and at most %d bytes", chunkPages, pageSize, maxChunk)
 	case size < 0 || size > maxMemory:
 		return fmt.Errorf("image of %d bytes, allowed are %d", size, int64(maxMemory))
-	case size/(int64(pageSize)*int64(chunkPages)) >= 1<<31:
+	case size/(int64(pageSize)*int64(chunkPages)) > maxChunks:
 		return errors.New("image has too many chunks")
 	}
 	return nil
