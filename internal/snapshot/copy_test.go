@@ -17,12 +17,12 @@ import (
 // and a cache.
 func remoteStore(t *testing.T) *Store {
 	mem := s3mem.New()
-	if err := mem.CreateBucket("b"); err != nil {
+	if err := mem.CreateBucket("store"); err != nil {
 		t.Fatal(err)
 	}
 	srv := httptest.NewServer(gofakes3.New(mem).Server())
 	t.Cleanup(srv.Close)
-	remote, err := s3.Open(context.Background(), s3.Config{Endpoint: srv.URL, Region: "r", Bucket: "b", AccessKey: "k", SecretKey: "s"})
+	remote, err := s3.Open(context.Background(), s3.Config{Endpoint: srv.URL, Region: "r", Bucket: "store", AccessKey: "k", SecretKey: "s"})
 	if err != nil {
 		t.Fatal(err)
 	}
