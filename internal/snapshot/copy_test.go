@@ -1,0 +1,145 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
+
+	"github.com/skep-dev/skep/internal/snapshot/backend"
+	"github.com/skep-dev/skep/internal/snapshot/backend/s3"
+)
+
+// remoteStore is an object store as one would use it: S3, with retries, limits
+// and a cache.
+func remoteStore(t *testing.T) *Store {
+	mem := s3mem.New()
+	if err := mem.CreateBucket("store"); err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(gofakes3.New(mem).Server())
+	t.Cleanup(srv.Close)
+	remote, err := s3.Open(context.Background(), s3.Config{Endpoint: srv.URL, Region: "r", Bucket: "store", AccessKey: "k", SecretKey: "s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	limited := backend.Limit(backend.Retry(remote, backend.RetryOptions{}), backend.LimitOptions{Calls: 4})
+	cached, err := backend.Cache(limited, backend.CacheOptions{Dir: t.TempDir(), MaxBytes: 8 << 20, Match: Cacheable})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(cached, Options{})
+}
+
+func TestPushPullDiff(t *testing.T) {
+	here, there := remoteStore(t), remoteStore(t)
+	third, _ := newStore(t)
+	img := noise(8, 3<<20)
+	base, ref := create(t, here, ID{}, img, LayerOptions{})
+	changed := bytes.Clone(img)
+	for _, at := range []int{0, 1 << 20, 2<<20 + 9000} {
+		changed[at] ^= 1
+	}
+	clear(changed[8192 : 8192+DefaultPage])
+	id, diff := create(t, here, base, changed, LayerOptions{Parent: ref.Digest})
+
+	st, err := here.Push(t.Context(), there, base)
+	if err != nil || st.Snapshots != 1 || st.Objects != 4 {
+		t.Fatalf("pushing the base: %+v, %v", st, err)
+	}
+	st, err = here.Push(t.Context(), there, id)
+	if err != nil || st.Snapshots != 1 || st.Objects != 4 || st.Bytes > 100_000 {
+		t.Fatalf("pushing the diff: %+v, %v", st, err)
+	}
+	if st, err = here.Push(t.Context(), there, id); err != nil || st != (CopyStats{}) {
+		t.Fatalf("pushing again: %+v, %v", st, err)
+	}
+	st, err = third.Pull(t.Context(), there, id)
+	if err != nil || st.Snapshots != 2 {
+		t.Fatalf("pulling: %+v, %v", st, err)
+	}
+	wantImage(t, third, diff.Digest, changed)
+	if rep, err := third.Verify(t.Context(), id); err != nil || !rep.OK() || rep.Chunks != 6 || rep.Layers != 2 {
+		t.Errorf("Verify: %+v, %v", rep, err)
+	}
+	ds, err := third.Diff(t.Context(), base, id)
+	if err != nil || len(ds) != 1 {
+		t.Fatalf("Diff: %+v, %v", ds, err)
+	}
+	want := DiffStats{Role: "memory", SizeA: 3 << 20, SizeB: 3 << 20, Same: 764, Changed: 3, OnlyA: 1,
+		PageSize: DefaultPage, SharedBytes: 3 << 20, ABytes: 3 << 20, BBytes: 3<<20 + 3*DefaultPage}
+	if ds[0] != want {
+		t.Errorf("Diff = %+v, want %+v", ds[0], want)
+	}
+	_, err = third.Pull(t.Context(), there, ID{5})
+	wantErr(t, err, ErrNotFound)
+}
+
+func TestPullRefusesDamage(t *testing.T) {
+	src, b := newStore(t)
+	dst, db := newStore(t)
+	id, _ := create(t, src, ID{}, noise(1, 1<<20), LayerOptions{})
+	replace(t, b, objects(t, b, chunkDir)[0], func(d []byte) []byte { d[100] ^= 1; return d })
+	_, err := dst.Pull(t.Context(), src, id)
+	wantErr(t, err, ErrDamaged)
+	if got := append(objects(t, db, manifestDir), objects(t, db, leaseDir)...); len(got) > 0 {
+		t.Errorf("a failed pull left %v", got)
+	}
+}
+
+func TestResolveAndList(t *testing.T) {
+	s, _ := newStore(t)
+	a, _ := create(t, s, ID{}, []byte("a"), LayerOptions{})
+	b, _ := create(t, s, ID{}, []byte("b"), LayerOptions{})
+	for _, digits := range []string{a.Hex(), a.String(), a.Hex()[:20]} {
+		if got, err := s.Resolve(t.Context(), digits); err != nil || got != a {
+			t.Errorf("Resolve(%s) = %s, %v", digits, got, err)
+		}
+	}
+	for _, digits := range []string{"", "xyz", "../..", ID{}.Hex()} {
+		_, err := s.Resolve(t.Context(), digits)
+		wantErr(t, err, ErrNotFound)
+	}
+	all, err := s.List(t.Context())
+	if err != nil || len(all) != 2 || all[0].ID != a || all[1].ID != b || all[0].LastUse.IsZero() {
+		t.Errorf("List = %+v, %v", all, err)
+	}
+}
+
+// Taking over the layers of another snapshot is how a working set that was
+// recorded later gets its place.
+func TestNewManifestForOldLayers(t *testing.T) {
+	s, _ := newStore(t)
+	old, ref := create(t, s, ID{}, noise(1, 10_000), LayerOptions{})
+	m := testManifest(ID{})
+	m.Layers = []LayerRef{ref}
+	c, err := s.Begin(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WriteLayer(t.Context(), "ws", bytes.NewReader(noise(2, 5000)), 5000, LayerOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.SetWorkingSet("ws")
+	id, err := c.Commit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	gc(t, s, Policy{})
+	if rep, err := s.Verify(t.Context(), id); err != nil || !rep.OK() {
+		t.Errorf("Verify: %+v, %v", rep, err)
+	}
+	m.Layers[0].Size++
+	if c, err = s.Begin(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Commit(t.Context()); err == nil {
+		t.Error("a layer of another size was committed")
+	}
+}
