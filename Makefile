@@ -23,7 +23,7 @@ export CGO_ENABLED := 0
 # Packages whose tests also run under the race detector: those with much
 # concurrency and without the heavy dependencies.
 RACE := ./internal/admin ./internal/agent/... ./internal/autoscale ./internal/fleet ./internal/gateway/... ./internal/netns ./internal/network \
-	./internal/node/journal ./internal/node/logs
+	./internal/node/journal ./internal/node/logs ./internal/pager ./internal/snapshot/...
 
 .PHONY: help
 help: ## show the targets

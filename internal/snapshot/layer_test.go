@@ -28,7 +28,7 @@ func TestLayerSizes(t *testing.T) {
 		if got, err := os.ReadFile(f.Name()); err != nil || !bytes.Equal(got, img) {
 			t.Errorf("image of %d bytes materialized differently: %v", size, err)
 		}
-		if n, err := l.ReadAt(make([]byte, 10), int64(size)); n != 0 || err != io.EOF {
+		if n, err := l.ReadAt(make([]byte, 10), int64(size)); n != 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("reading at the end: %d, %v", n, err)
 		}
 		l.Close()

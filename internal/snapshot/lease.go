@@ -168,7 +168,7 @@ func (s *Store) leases(ctx context.Context, kinds ...leaseKind) ([]foundLease, e
 			of, err := ParseDigest(part[1])
 			ms, err2 := strconv.ParseInt(part[3], 10, 64)
 			if err != nil || err2 != nil {
-				return nil
+				return nil //nolint:nilerr // somebody else's object
 			}
 			expires := time.UnixMilli(ms)
 			switch {

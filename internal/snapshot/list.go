@@ -32,7 +32,7 @@ func (s *Store) List(ctx context.Context) ([]Entry, error) {
 	err = s.b.List(ctx, manifestDir, func(i backend.Info) error {
 		id, err := ParseDigest(strings.TrimPrefix(i.Name, manifestDir))
 		if err != nil {
-			return nil // not ours
+			return nil //nolint:nilerr // not ours
 		}
 		e := Entry{ID: id, LastUse: uses[id].last}
 		e.Manifest, e.Err = s.readManifest(ctx, id)

@@ -57,10 +57,11 @@ func (m *Manifest) Match(env Environment) error {
 
 // Mismatches lists the fields in which Match found differences.
 func Mismatches(err error) []*MismatchError {
-	if m, ok := err.(*MismatchError); ok {
+	if m, ok := err.(*MismatchError); ok { //nolint:errorlint // this walks the tree itself
 		return []*MismatchError{m}
 	}
 	var all []*MismatchError
+	//nolint:errorlint // likewise
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range joined.Unwrap() {
 			all = append(all, Mismatches(e)...)

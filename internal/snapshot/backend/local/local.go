@@ -85,7 +85,7 @@ func (b *Backend) path(name string) string {
 		return filepath.Join(b.dir, dir, ".xx", base)
 	}
 	h := fnv.New32a()
-	io.WriteString(h, base)
+	_, _ = io.WriteString(h, base) // never fails, see hash.Hash
 	return filepath.Join(b.dir, dir, fmt.Sprintf(".%02x", byte(h.Sum32())), base)
 }
 
