@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxToolOutput bounds what is kept of a tool's output for error messages, in
@@ -38,6 +42,7 @@ func (t tool) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s is not installed: apt-get install %s", t.name, t.pkg)
 	}
+	keepInherited()
 	kept := &excerpt{}
 	both := io.MultiWriter(kept, t.log)
 	cmd := exec.CommandContext(ctx, path, t.args...)
@@ -68,6 +73,14 @@ func (t tool) run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// keepInherited keeps the descriptors that this process got from whoever
+// started it from the tools. mmdebstrap fails with "Bad fd number" where the
+// first ten are taken: it writes the next one's number into a script for dash,
+// which knows single digits only. Go's own descriptors are closed on exec anyway.
+var keepInherited = sync.OnceFunc(func() {
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; else as before
+})
 
 // toolError is a tool that failed, with what it said.
 type toolError struct {
