@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -78,9 +77,9 @@ func (t tool) run(ctx context.Context) error {
 // started it from the tools. mmdebstrap fails with "Bad fd number" where the
 // first ten are taken: it writes the next one's number into a script for dash,
 // which knows single digits only. Go's own descriptors are closed on exec anyway.
-var keepInherited = sync.OnceFunc(func() {
+func keepInherited() {
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; else as before
-})
+}
 
 // toolError is a tool that failed, with what it said.
 type toolError struct {
