@@ -78,5 +78,5 @@ func run(ctx context.Context, o options) error {
 	if err := b.phases(ctx, w); err != nil {
 		return err
 	}
-	return b.concurrent(ctx, w)
+	return b.concurrent(ctx, w, o.drivers)
 }
