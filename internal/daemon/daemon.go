@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -167,6 +168,8 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	if err != nil {
 		return nil, err
 	}
+	// Closed last of the node's parts, and also if one of those does not open.
+	d.onStop("images", func(context.Context) error { return l.images.Close() })
 	drivers, missing := newDrivers(cfg)
 	// Sandboxes that an earlier run left are removed before their networks:
 	// a namespace lives as long as a process in it.
@@ -190,7 +193,6 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 		return nil, err
 	}
 	networks.Manager = manager
-	d.onStop("images", func(context.Context) error { return l.images.Close() })
 	d.onStop("network", manager.Close)
 	d.onStop("node", l.node.Close)
 	return l, nil
@@ -245,9 +247,12 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 		cancel()
 		return err
 	}
-	go collect(running, l.images, cfg.StoreBytes, log)
+	var collecting sync.WaitGroup
+	collecting.Go(func() { collect(running, l.images, cfg.StoreBytes, log) })
 	// Down: no new work, requests drained, instances stopped, then the rest.
-	d.onStop("controller's work", func(ctx context.Context) error { return waitFor(ctx, wait) })
+	d.onStop("controller's work", func(ctx context.Context) error {
+		return waitFor(ctx, func() { wait(); collecting.Wait() })
+	})
 	d.onStop("instances", func(ctx context.Context) error {
 		_ = f.Close(ctx) // what has not drained in time is killed
 		return l.node.Close(context.WithoutCancel(ctx))
