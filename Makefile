@@ -59,8 +59,8 @@ test: ## run every test, the race detector and the fuzz targets' seeds included
 	hack/test $(GOTESTSUM) $(RACE)
 
 .PHONY: fuzz
-fuzz: ## run every fuzz target for FUZZTIME (default 30s) each
-	hack/fuzz $${FUZZTIME:-30s}
+fuzz: ## run every fuzz target on FUZZCOUNT (default 100000) inputs
+	hack/fuzz $${FUZZCOUNT:-100000}x
 
 .PHONY: lint
 lint: embedded $(LINT) ## gofmt, go vet, staticcheck and more, by golangci-lint
