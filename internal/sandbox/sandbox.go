@@ -50,8 +50,7 @@ type Driver interface {
 	Reap(ctx context.Context, state State) error
 }
 
-// Capabilities describes a driver on this machine. The snapshot fields are
-// false until a driver implements them.
+// Capabilities describes a driver on this machine.
 type Capabilities struct {
 	// Link is the kind of network interface that Spec.Link must hold.
 	Link LinkKind
@@ -60,11 +59,14 @@ type Capabilities struct {
 	HardwareVirtualization bool
 	// OwnKernel is true if the function does not share the host's kernel.
 	OwnKernel bool
-	// Snapshot: a running sandbox can be saved, and restored any number of times.
+	// Snapshot: the driver is a Snapshotter, its sandboxes are Savers.
 	Snapshot bool
+	// RestoreModes are those that Restore.Mode may ask for, the driver's own
+	// choice first.
+	RestoreModes []RestoreMode
 	// LayeredSnapshot: a snapshot can hold only what changed since another.
 	LayeredSnapshot bool
-	// OnDemandMemory: a restored sandbox can take its memory page by page from a handler.
+	// OnDemandMemory: the pages that a restored sandbox touches can be recorded.
 	OnDemandMemory bool
 	// BlockDevices: the root file system is attached as a block device.
 	BlockDevices bool
@@ -113,6 +115,9 @@ type Spec struct {
 	// Cgroup is the sandbox's cgroup path, relative to the hierarchy's root,
 	// e.g. "skep-1a2b3c4d/0123456789abcdef". The driver makes and removes it.
 	Cgroup string
+	// Disks are further read-only file systems, attached in this order as
+	// block devices after the root's. It needs BlockDevices.
+	Disks []string
 	// Stdout and Stderr take the output of Process. They outlive Create
 	// (the caller closes them after Destroy) and may be FIFOs.
 	Stdout, Stderr *os.File
