@@ -151,7 +151,7 @@ func (sn *snapshots) testCancelled(t *testing.T) {
 				return
 			}
 			cancel() // the context was for starting only
-			state := sn.saved()
+			state := sn.state
 			b.check(t, &state)
 		})
 	}

@@ -65,7 +65,7 @@ func (sn *snapshots) clones(t *testing.T, mode sandbox.RestoreMode, images []san
 	}
 	states := make([]guestState, len(boxes))
 	for i, b := range boxes {
-		states[i] = sn.saved()
+		states[i] = sn.state
 		b.check(t, &states[i])
 	}
 	// From here on each goes its own way.
@@ -227,7 +227,7 @@ func (sn *snapshots) testLimits(t *testing.T) {
 // testAgain makes a snapshot of a restored sandbox, and one of that.
 func (sn *snapshots) testAgain(t *testing.T) {
 	layered := sn.driver.Capabilities().LayeredSnapshot
-	image, state := sn.image, sn.saved()
+	image, state := sn.image, sn.state
 	for generation := range 2 {
 		b := sn.clone(t, sandbox.Restore{Image: image}, fmt.Sprint("generation-", generation))
 		b.create(t)
