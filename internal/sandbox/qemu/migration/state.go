@@ -123,13 +123,14 @@ func decode(r io.Reader, sink func(*State, Page) error) (*State, error) {
 	}
 	s.configuration(d)
 	s.setup(d)
+	block := -1
 	for done := false; !done && d.err == nil; {
 		switch kind := d.u8(); kind {
 		case sectionPart, sectionEnd:
 			if id := d.u32(); id != s.SectionID {
 				d.badf("section %d is not %q, whose number is %d", id, ramName, s.SectionID)
 			}
-			s.pages(d, sink)
+			block = s.pages(d, block, sink)
 			d.footer(s.SectionID)
 			done = kind == sectionEnd
 		default:
@@ -247,22 +248,22 @@ func (s *State) setup(d *decoder) {
 	d.footer(s.SectionID)
 }
 
-// pages reads pages up to the end of the section.
-func (s *State) pages(d *decoder, sink func(*State, Page) error) {
+// pages reads pages up to the end of the section. block is the last one of the
+// sections before, and it returns its own last one.
+func (s *State) pages(d *decoder, block int, sink func(*State, Page) error) int {
 	page := make([]byte, PageSize)
-	block := -1
 	for d.err == nil {
 		head := d.u64()
 		flags, offset := head&flagMask, head&^flagMask
 		if flags == flagEOS {
-			return
+			return block
 		}
 		if flags&flagContinue == 0 {
 			block, _ = s.Block(d.name())
 		}
 		if d.err == nil && (block < 0 || offset >= s.Blocks[block].Size) {
 			d.badf("page at %#x of block %d", offset, block)
-			return
+			return block
 		}
 		p := Page{Block: block, Offset: offset}
 		switch flags &^ flagContinue {
@@ -283,6 +284,7 @@ func (s *State) pages(d *decoder, sink func(*State, Page) error) {
 			d.fail2(sink(s, p))
 		}
 	}
+	return block
 }
 
 // fail2 keeps an error as it is, if it is one.

@@ -58,7 +58,7 @@ const (
 	cmdPostcopyListen = 4
 	cmdPostcopyRun    = 5
 	cmdDiscard        = 6
-	cmdPackaged       = 8
+	cmdPackaged       = 7
 )
 
 // maxPackaged is QEMU's bound of a package, bytes.
