@@ -79,10 +79,13 @@ func (r *replies) request(m *reply, n uint16) {
 	d := r.d
 	m.start, m.length = d.u64(), uint64(d.u32())
 	if m.kind == replyPagesID {
-		r.block = d.name()
-		if d.err == nil && 12+1+len(r.block) != int(n) {
-			d.badf("request of %d bytes has a name of %d", n, len(r.block))
+		name := make([]byte, n-12-1)
+		if size := d.u8(); d.err == nil && int(size) != len(name) {
+			d.badf("request of %d bytes has a name of %d", n, size)
+			return
 		}
+		d.read(name)
+		r.block = string(name)
 	}
 	m.block = r.block
 	if d.err != nil {
