@@ -190,8 +190,8 @@ func FuzzReturnPath(f *testing.F) {
 			if m.kind != replyPages && m.kind != replyPagesID {
 				continue
 			}
-			block, err := state.check(m)
-			if err != nil {
+			block, ok := state.Block(m.block)
+			if !ok || state.Blocks[block].check(m) != nil {
 				continue
 			}
 			if m.length == 0 || m.start%PageSize != 0 || m.start+m.length > state.Blocks[block].Size {

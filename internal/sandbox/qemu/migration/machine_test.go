@@ -48,6 +48,8 @@ type options struct {
 	boot     []string // kernel and so on
 	incoming *os.File // our end's other end; nil: boot
 	start    func(*exec.Cmd) error
+	board    string   // further options of the machine type
+	args     []string // further arguments
 }
 
 // launch starts QEMU and enters QMP's command mode.
@@ -58,7 +60,7 @@ func launch(ctx context.Context, t testing.TB, o options) *machine {
 	console, consoleFile := socketPair(t)
 	disk := bootFiles(t).disk
 	args := []string{
-		"-M", "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on,memory-backend=mem",
+		"-M", "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on,memory-backend=mem" + o.board,
 		"-object", o.memory,
 		"-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-m", fmt.Sprintf("%dM", ramSize>>20), "-smp", "1",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -74,7 +76,7 @@ func launch(ctx context.Context, t testing.TB, o options) *machine {
 		files = append(files, o.incoming)
 	}
 	m := &machine{t: t, control: qmpEnd.(*net.UnixConn), console: console, lines: make(chan string, 1024), exited: make(chan struct{}), resumed: make(chan struct{})}
-	m.cmd = exec.Command(program, append(args, o.boot...)...)
+	m.cmd = exec.Command(program, slices.Concat(args, o.boot, o.args)...)
 	m.cmd.ExtraFiles, m.cmd.Stderr, m.cmd.Env = files, &m.stderr, []string{}
 	start := (*exec.Cmd).Start
 	if o.start != nil {
@@ -173,6 +175,25 @@ func (m *machine) capability(ctx context.Context, name string) {
 func (m *machine) receive(ctx context.Context) {
 	m.t.Helper()
 	m.do(ctx, "migrate-incoming", object{"uri": "fd:5"}, nil)
+}
+
+// awaitPaused waits until a machine that is not to run yet is loaded.
+func (m *machine) awaitPaused(ctx context.Context) {
+	m.t.Helper()
+	for {
+		var status struct {
+			Status string `json:"status"`
+		}
+		m.do(ctx, "query-status", nil, &status)
+		if status.Status == "paused" {
+			return
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			m.t.Fatalf("machine is %s: %v: %s", status.Status, ctx.Err(), &m.stderr)
+		}
+	}
 }
 
 // awaitResume waits until the restored machine runs.
@@ -299,7 +320,7 @@ func makeBootFiles(dir string) (files, error) {
 	}
 	disk := make([]byte, 1<<20)
 	fill(disk, 3)
-	return f, errors.Join(os.WriteFile(f.kernel, kernel, 0o600), os.WriteFile(f.initrd, initrd.Bytes(), 0o600), os.WriteFile(f.disk, disk, 0o600))
+	return f, errors.Join(os.WriteFile(f.kernel, kernel, 0o600), os.WriteFile(f.initrd, initrd.Bytes(), 0o600), os.WriteFile(f.disk, disk, 0o644))
 }
 
 // bootArgs boot the test's guest.

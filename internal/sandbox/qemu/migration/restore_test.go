@@ -7,13 +7,17 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/skep-dev/skep/internal/pager"
+	"github.com/skep-dev/skep/internal/sandbox/qemu/launcher"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/migration"
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // mapped starts a clone whose memory is a file, copy on write.
@@ -54,11 +58,23 @@ type paged struct {
 // page starts one; change may alter the configuration.
 func page(ctx context.Context, t testing.TB, s *saved, change func(*migration.Config)) *paged {
 	t.Helper()
+	p := pageAs(ctx, t, s, nil, change)
+	p.awaitResume(ctx)
+	return p
+}
+
+// pageAs does it with changed options, and does not wait.
+func pageAs(ctx context.Context, t testing.TB, s *saved, as func(*options), change func(*migration.Config)) *paged {
+	t.Helper()
 	ours, theirs := socketPair(t)
-	m := launch(ctx, t, options{
+	o := options{
 		memory:   fmt.Sprintf("memory-backend-ram,id=mem,size=%d", ramSize),
 		incoming: theirs,
-	})
+	}
+	if as != nil {
+		as(&o)
+	}
+	m := launch(ctx, t, o)
 	cfg := migration.Config{
 		State: s.state, Block: "mem", Memory: s.image(t), Conn: ours, Exited: m.exited,
 		Kill: func(context.Context) error { return ignoreDone(m.cmd.Process.Kill()) },
@@ -78,7 +94,6 @@ func page(ctx context.Context, t testing.TB, s *saved, change func(*migration.Co
 		m.kill()
 		p.served <- <-p.served // it has ended before its files are closed
 	})
-	m.awaitResume(ctx)
 	return p
 }
 
@@ -252,6 +267,32 @@ func TestRecordAndPrefetch(t *testing.T) {
 	t.Logf("on demand %d requests, with %d pages ahead %d; drift %+v", cold.Requests, warm.Prefetched+warm.PreZeroed, warm.Requests, drift)
 	if warm.Requests > cold.Requests/4 || warm.Prefetched < 500 || warm.PrefetchError != nil || drift.Ratio() > 0.25 {
 		t.Errorf("%+v", warm)
+	}
+	s.check(ctx, t, p.machine)
+}
+
+// A state of devices alone will do, for a QEMU that expects nothing else, is
+// an ordinary user's and is told when to go on.
+func TestDevicesOnly(t *testing.T) {
+	testenv.Root(t)
+	s := snapshot(t)
+	ctx := deadline(t, time.Minute)
+	state, err := migration.ParseDevices(bytes.NewReader(s.devices), migration.Block{Name: "mem", Size: ramSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pageAs(ctx, t, s, func(o *options) {
+		o.board, o.args = ",suppress-vmdesc=on", []string{"-S", "-global", "migration.send-configuration=off"}
+		o.start = func(c *exec.Cmd) error {
+			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			return launcher.Start(c, launcher.Options{Userfaultfd: true})
+		}
+	}, func(c *migration.Config) { c.State = state })
+	p.awaitPaused(ctx)
+	p.do(ctx, "cont", nil, nil)
+	s.check(ctx, t, p.machine)
+	if err := p.source.Complete(ctx); err != nil {
+		t.Fatal(err)
 	}
 	s.check(ctx, t, p.machine)
 }
