@@ -299,12 +299,18 @@ func makeBootFiles(dir string) (files, error) {
 	if err != nil {
 		return f, err
 	}
-	self, err := os.ReadFile("/proc/self/exe")
+	// With the race detector the test's program is not static: then another
+	// one of it is the guest (CGO_ENABLED=0 go test -c).
+	program := os.Getenv("SKEP_TEST_GUEST")
+	if program == "" {
+		program = "/proc/self/exe"
+	}
+	self, err := os.ReadFile(program)
 	if err != nil {
 		return f, err
 	}
 	if x, err := elf.NewFile(bytes.NewReader(self)); err != nil || slices.ContainsFunc(x.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		return f, errors.Join(err, errors.New("the test's program runs in the guest, so it must be static: set CGO_ENABLED=0"))
+		return f, errors.Join(err, errors.New("the test's program runs in the guest, so it must be static: set CGO_ENABLED=0 or SKEP_TEST_GUEST"))
 	}
 	mods, err := initramfs.ReadModules(k.Modules)
 	if err != nil {
