@@ -50,6 +50,7 @@ type options struct {
 	start    func(*exec.Cmd) error
 	board    string   // further options of the machine type
 	args     []string // further arguments
+	shared   *os.File // memory that we have, too; it stays ours
 }
 
 // launch starts QEMU and enters QMP's command mode.
@@ -75,9 +76,19 @@ func launch(ctx context.Context, t testing.TB, o options) *machine {
 		args = append(args, "-incoming", "defer")
 		files = append(files, o.incoming)
 	}
+	inherited := slices.Clone(files)
+	if o.shared != nil {
+		o.memory = fmt.Sprintf("memory-backend-file,id=mem,size=%d,mem-path=/proc/self/fd/%d,share=on", ramSize, 3+len(files))
+		inherited = append(inherited, o.shared)
+	}
+	for i, a := range args {
+		if a == "-object" {
+			args[i+1] = o.memory
+		}
+	}
 	m := &machine{t: t, control: qmpEnd.(*net.UnixConn), console: console, lines: make(chan string, 1024), exited: make(chan struct{}), resumed: make(chan struct{})}
 	m.cmd = exec.Command(program, slices.Concat(args, o.boot, o.args)...)
-	m.cmd.ExtraFiles, m.cmd.Stderr, m.cmd.Env = files, &m.stderr, []string{}
+	m.cmd.ExtraFiles, m.cmd.Stderr, m.cmd.Env = inherited, &m.stderr, []string{}
 	start := (*exec.Cmd).Start
 	if o.start != nil {
 		start = o.start

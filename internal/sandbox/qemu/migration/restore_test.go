@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/launcher"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/migration"
@@ -295,6 +297,64 @@ func TestDevicesOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.check(ctx, t, p.machine)
+}
+
+// Memory in a file that we have, too, can be saved as that of a machine that
+// was booted, once it is complete.
+func TestSharedMemory(t *testing.T) {
+	s := snapshot(t)
+	ctx := deadline(t, time.Minute)
+	restored := func(s *saved) (*paged, *os.File) {
+		state, err := migration.ParseDevices(bytes.NewReader(s.devices), migration.Block{Name: "mem", Size: ramSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		memory := memfd(t)
+		p := pageAs(ctx, t, s, func(o *options) {
+			o.shared, o.board = memory, ",suppress-vmdesc=on"
+			o.args = []string{"-global", "migration.send-configuration=off"}
+		}, func(c *migration.Config) { c.State = state })
+		p.awaitResume(ctx)
+		return p, memory
+	}
+	p, memory := restored(s)
+	again := &saved{disk: s.disk, sum: p.ask(ctx, "dirty 50", "dirtied"), memory: filepath.Join(t.TempDir(), "memory")}
+	if err := p.source.Complete(ctx); err != nil {
+		t.Fatalf("%v: %s", err, &p.stderr)
+	}
+	p.do(ctx, "stop", nil, nil)
+	devices := filepath.Join(t.TempDir(), "devices")
+	p.do(ctx, "xen-save-devices-state", object{"filename": devices, "live": false}, nil)
+	var err error
+	if again.devices, err = os.ReadFile(devices); err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, ramSize)
+	if _, err := memory.ReadAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(again.memory, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.do(ctx, "cont", nil, nil)
+	again.check(ctx, t, p.machine)
+	p.kill()
+	p, _ = restored(again)
+	again.check(ctx, t, p.machine)
+}
+
+func memfd(t testing.TB) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "guest")
+	t.Cleanup(func() { _ = f.Close() })
+	if err := f.Truncate(ramSize); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // Clones run from one image and one set, at the same time.
