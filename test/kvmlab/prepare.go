@@ -128,33 +128,46 @@ func (m *machine) addCommand(o options) (lab.Job, error) {
 		if name == "" {
 			continue
 		}
-		if p, err := exec.LookPath(name); err == nil {
-			if err := m.root.program(p); err == nil {
-				continue
-			}
+		p, err := exec.LookPath(name)
+		if err == nil {
+			err = m.addTool(p)
 		}
-		if err := m.root.host(name); err != nil {
+		if err != nil {
+			err = m.root.host(name)
+		}
+		if err != nil {
 			return lab.Job{}, err
 		}
 	}
-	return lab.Job{Name: "exec", Args: strings.Fields(o.exec), Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=/root"}, Modules: modules}, nil
+	return lab.Job{Name: "exec", Args: strings.Fields(o.exec), Env: []string{searchPath, "HOME=/root"}, Modules: modules}, nil
 }
+
+// addTool packs a program with its libraries. One that is not the
+// distribution's goes to lab.BinDir: its own place may be covered in the machine.
+func (m *machine) addTool(p string) error {
+	p, err := filepath.Abs(p)
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(p, "/usr/") && !strings.HasPrefix(p, "/bin/") && !strings.HasPrefix(p, "/sbin/") {
+		m.root.put(path.Join(lab.BinDir, filepath.Base(p)), p)
+	}
+	return m.root.program(p)
+}
+
+// searchPath is the PATH of all jobs.
+const searchPath = "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:" + lab.BinDir
 
 // addJob builds a driver's tests and packs the tools they need.
 func (m *machine) addJob(ctx context.Context, o options, repo, bin, name string, d job) (lab.Job, error) {
-	var dirs []string
 	for _, t := range d.tools {
 		p, err := exec.LookPath(t)
 		if err != nil {
 			return lab.Job{}, err
 		}
-		if p, err = filepath.Abs(p); err != nil {
+		if err := m.addTool(p); err != nil {
 			return lab.Job{}, err
 		}
-		if err := m.root.program(p); err != nil {
-			return lab.Job{}, err
-		}
-		dirs = append(dirs, filepath.Dir(p))
 	}
 	test := name + ".test"
 	if err := build(ctx, repo, filepath.Join(bin, test), "test", "-c", module+d.pkg); err != nil {
@@ -166,7 +179,7 @@ func (m *machine) addJob(ctx context.Context, o options, repo, bin, name string,
 	}
 	args := []string{path.Join(lab.BinDir, test), "-test.run", pattern, "-test.v", "-test.timeout", o.timeout.String()}
 	env := append([]string{
-		"PATH=" + strings.Join(append([]string{"/usr/sbin", "/usr/bin", "/sbin", "/bin"}, dirs...), ":"),
+		searchPath,
 		"HOME=/root", "TMPDIR=/tmp", "CI=true", testenv.ProgramsEnv + "=" + lab.BinDir,
 	}, d.env...)
 	return lab.Job{Name: name, Args: args, Env: env, Modules: modules}, nil
