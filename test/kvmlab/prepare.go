@@ -53,7 +53,7 @@ var drivers = map[string]job{
 	},
 	"firecracker": {
 		pkg: "internal/sandbox/firecracker", subset: conformance + "|^TestReal",
-		tools: []string{"firecracker", "jailer"}, optional: true,
+		tools: []string{"firecracker", "jailer"}, env: []string{"SKEP_TEST_ACCEL=kvm"}, optional: true,
 	},
 }
 
