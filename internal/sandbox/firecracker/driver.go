@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,6 +78,10 @@ func (d *Driver) Capabilities() sandbox.Capabilities {
 		Link:                   sandbox.LinkTAP,
 		HardwareVirtualization: true,
 		OwnKernel:              true,
+		Snapshot:               true,
+		RestoreModes:           slices.Clone(restoreModes),
+		LayeredSnapshot:        true,
+		OnDemandMemory:         true,
 		BlockDevices:           true,
 		RootfsXattrs:           true,
 	}
@@ -91,22 +96,42 @@ type box struct {
 	d    *Driver
 	vm   *vmm
 	jail *jail
+
+	// Of a machine that was restored.
+	from     *savedMachine
+	image    *image
+	newDisks bool
+	paging   *paging // nil: its memory is mapped
+
+	saving chan struct{} // lock of Save and of the following
+	saved  bool          // a snapshot was made
 }
 
 func (d *Driver) newBox(spec *sandbox.Spec) *box {
-	return &box{Box: microvm.New(Name, spec), d: d}
+	return &box{Box: microvm.New(Name, spec), d: d, saving: make(chan struct{}, 1)}
 }
 
 // Destroy ends the machine and frees what it held.
 func (b *box) Destroy(ctx context.Context) error {
-	return b.DestroyWith(ctx, func(context.Context) error {
+	return b.DestroyWith(ctx, func(ctx context.Context) error {
 		if b.vm != nil {
 			b.vm.api.Close()
 		}
-		if b.jail != nil {
-			return b.jail.remove()
+		if b.paging != nil {
+			select {
+			case <-b.paging.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
-		return nil
+		var errs []error
+		if b.image != nil {
+			errs = append(errs, b.image.close())
+		}
+		if b.jail != nil {
+			errs = append(errs, b.jail.remove())
+		}
+		return errors.Join(errs...)
 	})
 }
 
@@ -157,8 +182,10 @@ func (d *Driver) prepareMonitor(ctx context.Context, b *box, binds []bind) error
 	if b.Group, err = cgroup.Create(b.Spec.Cgroup, b.Limits); err != nil {
 		return err
 	}
-	if b.jail, err = newJail(b.Spec.Dir, d.program, b.Spec.ID, microvm.UID(b.Spec.ID)); err != nil {
-		return err
+	if b.jail == nil {
+		if b.jail, err = newJail(b.Spec.Dir, d.program, b.Spec.ID, microvm.UID(b.Spec.ID)); err != nil {
+			return err
+		}
 	}
 	if err := ownTAP(b.Spec.Link, microvm.UID(b.Spec.ID)); err != nil {
 		return err

@@ -66,6 +66,19 @@ func (j *jail) remove() error {
 	return nil
 }
 
+// give makes a file that the monitor can read.
+func (j *jail) give(inside string, content []byte) error {
+	path := j.path(inside)
+	err := os.WriteFile(path, content, 0o400)
+	if err == nil {
+		err = os.Chown(path, j.uid, j.uid)
+	}
+	if err != nil {
+		return fmt.Errorf("jail: %w", err)
+	}
+	return nil
+}
+
 // targets makes the files that binds are mounted on, and checks that the
 // monitor's user can read what will be there.
 func (j *jail) targets(binds []bind) error {

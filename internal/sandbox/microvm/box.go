@@ -51,7 +51,10 @@ type Box struct {
 	Limits    cgroup.Limits // before Start; Start adds the processor's
 	Group     *cgroup.Group
 	Machine   Machine
-	Client    *agent.Client
+
+	link  *link
+	token agent.Token // set when the agent has been reached, and not changed after
+	marks agent.Marks // where the function's output begins, likewise
 
 	destroying chan struct{} // lock of Destroy
 	ended      chan struct{} // closed when the function has ended
@@ -74,7 +77,7 @@ func New(driver string, spec *sandbox.Spec) *Box {
 	s := *spec
 	return &Box{
 		Driver: driver, Spec: &s, Resources: ocispec.Defaults(spec.Resources),
-		destroying: make(chan struct{}, 1), ended: make(chan struct{}),
+		link: newLink(), destroying: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
 
@@ -103,12 +106,13 @@ func (b *Box) Phases() []sandbox.Phase {
 // machine ends, and gives it what it must know. It returns how long the agent
 // took until it listened.
 func (b *Box) Connect(ctx context.Context) (time.Duration, error) {
-	var err error
-	if b.Client, err = agent.Connect(ctx, b.Dialer(agent.Port), agent.NewToken()); err != nil {
+	b.token = agent.NewToken()
+	c, err := agent.Connect(ctx, b.Dialer(agent.Port), b.token)
+	if err != nil {
 		return 0, fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}
-	b.closeWithMachine(b.Client)
-	pong, err := b.Client.Ping(ctx)
+	b.setClient(c)
+	pong, err := c.Ping(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}
@@ -122,13 +126,15 @@ func (b *Box) Connect(ctx context.Context) (time.Duration, error) {
 	for _, ip := range b.Spec.Link.DNS {
 		conf.Dns = append(conf.Dns, ip.String())
 	}
-	return time.Duration(pong.ReadyMicros) * time.Microsecond, b.Client.Configure(ctx, conf)
+	return time.Duration(pong.ReadyMicros) * time.Microsecond, c.Configure(ctx, conf)
 }
 
-func (b *Box) closeWithMachine(c *agent.Client) {
+// setClient makes c the connection with the agent, until the machine ends.
+func (b *Box) setClient(c *agent.Client) {
+	b.link.set(c)
 	go func() {
 		<-b.Machine.Dead()
-		_ = c.Close()
+		b.link.close()
 	}()
 }
 
@@ -153,12 +159,19 @@ func (b *Box) Dialer(port int) func(context.Context) (net.Conn, error) {
 // Start starts the function's process, and limits the processor.
 func (b *Box) Start(ctx context.Context) error {
 	return b.StartWith(ctx, "process", func(ctx context.Context) error {
-		return b.Client.Start(ctx, process(b.Spec.Process))
+		if err := b.limitCPU(); err != nil {
+			return err
+		}
+		c, err := b.link.get(ctx)
+		if err != nil {
+			return err
+		}
+		return c.Start(ctx, process(b.Spec.Process))
 	})
 }
 
-// StartWith is Start where something else than the agent starts the function:
-// phase is that step's name.
+// StartWith is Start where something else than a call of the agent's starts the
+// function; phase is that step's name.
 func (b *Box) StartWith(ctx context.Context, phase string, begin func(context.Context) error) error {
 	b.mu.Lock()
 	bad := b.started || b.destroyed
@@ -168,13 +181,7 @@ func (b *Box) StartWith(ctx context.Context, phase string, begin func(context.Co
 		return b.wrap(errors.New("started already, or destroyed"))
 	}
 	at := time.Now()
-	l := b.Limits
-	l.CPUMillis = b.Resources.CPUMillis
-	_, err := cgroup.Create(b.Spec.Cgroup, l)
-	if err == nil {
-		err = begin(ctx)
-	}
-	if err != nil {
+	if err := begin(ctx); err != nil {
 		err = b.wrap(err)
 		b.Machine.Kill()
 		b.end(sandbox.Exit{Code: 127, Reason: err.Error(), At: time.Now()})
@@ -183,6 +190,13 @@ func (b *Box) StartWith(ctx context.Context, phase string, begin func(context.Co
 	b.AddPhases(sandbox.Phase{Name: phase, Took: time.Since(at)})
 	go b.watch()
 	return nil
+}
+
+func (b *Box) limitCPU() error {
+	l := b.Limits
+	l.CPUMillis = b.Resources.CPUMillis
+	_, err := cgroup.Create(b.Spec.Cgroup, l)
+	return err
 }
 
 func process(p sandbox.Process) *agentpb.Process {
@@ -225,7 +239,11 @@ func (b *Box) Signal(ctx context.Context, sig os.Signal) error {
 	if !ok {
 		return b.wrap(fmt.Errorf("%v is not a Linux signal", sig))
 	}
-	return b.failed(b.Client.Signal(ctx, function, uint32(n)))
+	c, err := b.link.get(ctx)
+	if err == nil {
+		err = c.Signal(ctx, function, uint32(n))
+	}
+	return b.failed(err)
 }
 
 // Wait waits for the function's end.
@@ -249,7 +267,7 @@ func (b *Box) WaitPort(ctx context.Context, port int) error {
 	if err := b.Running(); err != nil {
 		return err
 	}
-	return b.failed(b.Client.WaitPort(ctx, uint16(port)))
+	return b.failed(b.link.do(ctx, func(c *agent.Client) error { return c.WaitPort(ctx, uint16(port)) }))
 }
 
 // Dial connects to a port of the guest.
@@ -285,6 +303,22 @@ func (b *Box) Stats(context.Context) (sandbox.Stats, error) {
 	return sandbox.Stats{MemoryBytes: s.MemoryBytes, CPUTime: s.CPUTime}, nil
 }
 
+// Mount mounts a disk, read-only, in the function's file system: disk 0 is
+// Spec.Disks[0].
+func (b *Box) Mount(ctx context.Context, disk int, target string) error {
+	if err := b.Running(); err != nil {
+		return err
+	}
+	if disk < 0 || disk >= len(b.Spec.Disks) {
+		return b.wrap(fmt.Errorf("there is no disk %d", disk))
+	}
+	c, err := b.link.get(ctx)
+	if err == nil {
+		err = c.Mount(ctx, uint32(disk), target)
+	}
+	return b.failed(err)
+}
+
 // Destroy ends the machine and frees what the box holds.
 func (b *Box) Destroy(ctx context.Context) error {
 	return b.DestroyWith(ctx, func(context.Context) error { return nil })
@@ -309,9 +343,7 @@ func (b *Box) DestroyWith(ctx context.Context, free func(context.Context) error)
 			errs = append(errs, ctx.Err())
 		}
 	}
-	if b.Client != nil {
-		_ = b.Client.Close()
-	}
+	b.link.close()
 	b.conns.close()
 	if b.Group != nil {
 		errs = append(errs, b.Group.Kill(ctx), b.Group.Delete(ctx))

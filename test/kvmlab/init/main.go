@@ -102,7 +102,7 @@ func boot() error {
 	if err := mountAll(
 		mount{"sys", "/sys", "sysfs", 0, ""},
 		mount{"cgroup", "/sys/fs/cgroup", "cgroup2", 0, ""},
-		mount{"tmp", "/tmp", "tmpfs", 0, "mode=1777"},
+		mount{"/dev/vdb", "/tmp", "ext4", 0, ""},
 		mount{"run", "/run", "tmpfs", 0, "mode=0755"},
 		mount{"shm", "/dev/shm", "tmpfs", 0, "mode=1777"},
 		mount{"pts", "/dev/pts", "devpts", 0, "ptmxmode=0666"},
