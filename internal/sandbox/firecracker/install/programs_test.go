@@ -120,7 +120,7 @@ func TestRefused(t *testing.T) {
 		"another archive": {other, a, "checksum"},
 		"cut off":         {a[:len(a)-10], a, "checksum"},
 		"a link":          {link, link, "is not a file"},
-		"not an archive":  {[]byte("<html>"), []byte("<html>"), "gzip"},
+		"not an archive":  {[]byte("<html>"), []byte("<html>"), "tgz"},
 		"lacks a program": {other, other, "it has no release"},
 	} {
 		t.Run(name, func(t *testing.T) {
