@@ -64,7 +64,7 @@ func (m *machine) boot(ctx context.Context, o options) (map[string]int, error) {
 		return nil, err
 	}
 	hung := time.AfterFunc(o.quiet, func() { _ = cmd.Process.Kill() })
-	w := watcher{nonce: nonce, verbose: o.verbose, out: os.Stdout, results: map[string]int{}}
+	w := watcher{nonce: nonce, verbose: o.verbose, out: os.Stdout, began: time.Now(), results: map[string]int{}}
 	br := bufio.NewReaderSize(out, 64<<10)
 	for {
 		line, err := br.ReadSlice('\n')
@@ -121,6 +121,7 @@ type watcher struct {
 	nonce   string
 	verbose bool
 	out     io.Writer
+	began   time.Time
 	kept    []string
 	ended   bool
 	results map[string]int
@@ -150,6 +151,8 @@ func (w *watcher) line(s string) {
 		}
 		w.kept = nil
 		_, _ = fmt.Fprintf(w.out, "kvmlab: %s: exit %d\n", mark.Job, mark.Code)
+	case mark.Kind == lab.MarkTick && w.verbose:
+		_, _ = fmt.Fprintf(w.out, "kvmlab: alive after %s\n", time.Since(w.began).Round(time.Second))
 	case mark.Kind == lab.MarkEnd:
 		w.ended = true
 	}

@@ -43,7 +43,7 @@ func main() {
 	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
 	flag.IntVar(&o.memory, "memory", 4096, "the machine's memory, MiB")
 	flag.DurationVar(&o.timeout, "timeout", 15*time.Minute, "for one boot of the machine, with all its jobs")
-	flag.DurationVar(&o.quiet, "quiet", 2*time.Minute, "how long the machine may say nothing before it counts as hung")
+	flag.DurationVar(&o.quiet, "quiet", time.Minute, "how long the machine may say nothing, not even that it lives, before it counts as hung")
 	flag.IntVar(&o.tries, "tries", 3, "how often to boot the machine anew when it hangs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

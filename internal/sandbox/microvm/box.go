@@ -95,7 +95,8 @@ func (b *Box) AddPhases(p ...sandbox.Phase) {
 	b.phases = append(b.phases, p...)
 }
 
-// Phases are those that the driver added, and process after Start.
+// Phases are those that the driver added, and after Start process, or resume
+// and agent of a restored machine.
 func (b *Box) Phases() []sandbox.Phase {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -158,7 +159,8 @@ func (b *Box) Dialer(port int) func(context.Context) (net.Conn, error) {
 
 // Start starts the function's process, and limits the processor.
 func (b *Box) Start(ctx context.Context) error {
-	return b.StartWith(ctx, "process", func(ctx context.Context) error {
+	return b.startWith(ctx, func(ctx context.Context) error {
+		begin := time.Now()
 		if err := b.limitCPU(); err != nil {
 			return err
 		}
@@ -166,13 +168,16 @@ func (b *Box) Start(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return c.Start(ctx, process(b.Spec.Process))
+		if err := c.Start(ctx, process(b.Spec.Process)); err != nil {
+			return err
+		}
+		b.AddPhases(sandbox.Phase{Name: "process", Took: time.Since(begin)})
+		return nil
 	})
 }
 
-// StartWith is Start where something else than a call of the agent's starts the
-// function; phase is that step's name.
-func (b *Box) StartWith(ctx context.Context, phase string, begin func(context.Context) error) error {
+// startWith is Start, with begin to bring the function to life.
+func (b *Box) startWith(ctx context.Context, begin func(context.Context) error) error {
 	b.mu.Lock()
 	bad := b.started || b.destroyed
 	b.started = true
@@ -180,14 +185,12 @@ func (b *Box) StartWith(ctx context.Context, phase string, begin func(context.Co
 	if bad {
 		return b.wrap(errors.New("started already, or destroyed"))
 	}
-	at := time.Now()
 	if err := begin(ctx); err != nil {
 		err = b.wrap(err)
 		b.Machine.Kill()
 		b.end(sandbox.Exit{Code: 127, Reason: err.Error(), At: time.Now()})
 		return err
 	}
-	b.AddPhases(sandbox.Phase{Name: phase, Took: time.Since(at)})
 	go b.watch()
 	return nil
 }

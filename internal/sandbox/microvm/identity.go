@@ -42,7 +42,7 @@ func (b *Box) Reconnect(ctx context.Context) error {
 // on; then it is made somebody else. newDisks says that what is behind the
 // disks has changed.
 func (b *Box) Resume(ctx context.Context, token agent.Token, marks agent.Marks, newDisks bool, run func(context.Context) error) error {
-	return b.StartWith(ctx, "agent", func(ctx context.Context) error {
+	return b.startWith(ctx, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, resumeTimeout)
 		defer cancel()
 		stop := make(chan struct{})
@@ -62,12 +62,14 @@ func (b *Box) Resume(ctx context.Context, token agent.Token, marks agent.Marks, 
 			return fmt.Errorf("%w: %w", err, b.Machine.Explain())
 		}
 		b.AddPhases(sandbox.Phase{Name: "resume", Took: time.Since(begin)})
+		begin = time.Now()
 		c, err := agent.Resume(ctx, b.Dialer(agent.Port), token, r)
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, b.Machine.Explain())
 		}
 		b.token, b.marks = r.Token, marks
 		b.setClient(c)
+		b.AddPhases(sandbox.Phase{Name: "agent", Took: time.Since(begin)})
 		// To come back to life is our work, not the function's: so the
 		// processor is limited only now.
 		return b.limitCPU()

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -169,6 +170,14 @@ func jobs() error {
 		return fmt.Errorf("lo: %w", err)
 	}
 	say(lab.Mark{Kind: lab.MarkUp})
+	// A job may be silent for long; a machine that hangs is silent for good.
+	tick := time.NewTicker(lab.TickSeconds * time.Second)
+	defer tick.Stop()
+	go func() {
+		for range tick.C {
+			say(lab.Mark{Kind: lab.MarkTick})
+		}
+	}()
 	for _, j := range list {
 		code, err := run(j)
 		if err != nil {

@@ -15,6 +15,9 @@ const (
 	Kernel   = "/boot" // the guest's kernel is where the distribution puts it
 )
 
+// TickSeconds is the machine's own time between two marks that it lives.
+const TickSeconds = 5
+
 // NonceParam is the kernel parameter with the word that marks the machine's own
 // lines on the console, so that no test's output can pass for one.
 const NonceParam = "kvmlab.nonce"
@@ -39,6 +42,7 @@ const (
 	MarkUp   = "up"   // the machine is ready to run jobs
 	MarkExit = "exit" // a job has ended
 	MarkEnd  = "end"  // all jobs have ended
+	MarkTick = "tick" // the machine lives; every TickSeconds
 )
 
 // Line is the mark as it goes over the console.
