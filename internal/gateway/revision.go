@@ -213,6 +213,7 @@ func (rv *revision) release(in *instance, responded bool) {
 	if in.inFlight == 0 {
 		rv.draining--
 		in.closeIdle() // HTTP/2 connections that were in use before
+		in.cut()
 		close(in.done)
 	}
 }
@@ -310,6 +311,7 @@ func (rv *revision) retire(in *instance) {
 	rv.giveUp(in)
 	in.closeIdle()
 	if in.inFlight == 0 {
+		in.cut()
 		close(in.done)
 	} else {
 		rv.draining++

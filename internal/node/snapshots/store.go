@@ -334,3 +334,37 @@ func (c *Catalog) materializeLayer(ctx context.Context, ref snapshot.LayerRef, p
 	}
 	return f.Sync()
 }
+
+// Stored waits until the newest snapshot of a key is in the store, and returns
+// its ID.
+func (c *Catalog) Stored(ctx context.Context, key string) (snapshot.ID, error) {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		c.mu.Lock()
+		var l *local
+		if e := c.keys[key]; e != nil {
+			l = e.copy
+		}
+		var id snapshot.ID
+		failing, dirty := false, false
+		if l != nil {
+			id, dirty, failing = l.rec.Snapshot, l.dirty(), l.store.failures > 0
+		}
+		c.mu.Unlock()
+		switch {
+		case l == nil:
+			return id, errors.New("the snapshot is gone again")
+		case failing:
+			return id, errors.New("the snapshot is on this machine, but could not be stored yet: see the log")
+		case !dirty && !id.IsZero():
+			return id, nil
+		}
+		// The storing takes long enough to be asked about.
+		select {
+		case <-ctx.Done():
+			return id, ctx.Err()
+		case <-c.ctx.Done():
+			return id, errors.New("the node is being stopped")
+		case <-time.After(pause):
+		}
+	}
+}
