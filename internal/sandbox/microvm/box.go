@@ -151,9 +151,13 @@ func (b *Box) GuestParams() []string {
 
 // Dialer dials a port of the guest.
 func (b *Box) Dialer(port int) func(context.Context) (net.Conn, error) {
+	return b.dialer("tcp", port)
+}
+
+func (b *Box) dialer(network string, port int) func(context.Context) (net.Conn, error) {
 	addr := net.JoinHostPort(b.Spec.Link.Address.IP.String(), fmt.Sprint(port))
 	return func(ctx context.Context) (net.Conn, error) {
-		return netns.Dial(ctx, b.Spec.Link.DialNS, "tcp", addr)
+		return netns.Dial(ctx, b.Spec.Link.DialNS, network, addr)
 	}
 }
 

@@ -63,7 +63,10 @@ func (b *Box) Resume(ctx context.Context, token agent.Token, marks agent.Marks, 
 		}
 		b.AddPhases(sandbox.Phase{Name: "resume", Took: time.Since(begin)})
 		begin = time.Now()
-		c, err := agent.Resume(ctx, b.Dialer(agent.Port), token, r)
+		if err := agent.Resume(ctx, b.dialer("udp", agent.Port), token, r); err != nil {
+			return fmt.Errorf("%w: %w", err, b.Machine.Explain())
+		}
+		c, err := agent.Connect(ctx, b.Dialer(agent.Port), r.Token)
 		if err != nil {
 			return fmt.Errorf("%w: %w", err, b.Machine.Explain())
 		}
