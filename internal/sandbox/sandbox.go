@@ -199,14 +199,6 @@ type PortWaiter interface {
 	WaitPort(ctx context.Context, port int) error
 }
 
-// DiskMounter is implemented by the sandboxes of drivers with BlockDevices.
-type DiskMounter interface {
-	// MountDisk mounts Spec.Disks[disk], read-only, on a folder of the started
-	// sandbox, which is made if missing. File systems are EROFS and ext2 to
-	// ext4. A mounted disk must stay the same in all restores of a snapshot.
-	MountDisk(ctx context.Context, disk int, dir string) error
-}
-
 // Exec is a process to run in a running sandbox.
 type Exec struct {
 	Process

@@ -146,28 +146,25 @@ func (m *machine) describe(ctx context.Context) (snapdir.Machine, error) {
 }
 
 // plan translates SnapFaaS's flags for the driver: lazy is its mapping of the
-// snapshot's file; eager is a copy of all; and what is to be eager of a lazy
-// whole is its working set.
+// base's file, onto which diffs are always copied; eager is a copy of all.
 func (m *machine) plan() (sandbox.Restore, error) {
 	l, caps := m.conf.Load, m.driver.Capabilities()
 	r := sandbox.Restore{Record: m.conf.Dump.WorkingSet != ""}
-	if r.Record && !caps.OnDemandMemory {
-		return r, fmt.Errorf("--dump_ws: the driver %s cannot tell which pages are touched", m.driver.Name())
-	}
-	set, wanted := "", []sandbox.RestoreMode{sandbox.RestoreMap}
-	ahead := []sandbox.RestoreMode{sandbox.RestoreHint, sandbox.RestorePager, sandbox.RestoreEager}
+	wanted := []sandbox.RestoreMode{sandbox.RestoreMap}
 	switch {
+	case r.Record && !caps.OnDemandMemory:
+		return r, fmt.Errorf("--dump_ws: the driver %s cannot tell which pages are touched", m.driver.Name())
+	case r.Record:
+		wanted = nil // the driver knows how it records
 	case l.CopyBase:
 		wanted = []sandbox.RestoreMode{sandbox.RestoreEager}
 		if l.WorkingSet {
 			m.note("--load_ws: all memory is loaded ahead anyway, by --copy_base")
 		}
 	case l.WorkingSet:
-		set, wanted = snapdir.WorkingSet, ahead
-	case l.CopyDiff:
-		if _, err := os.Stat(filepath.Join(m.loaded.Dirs[0], snapdir.DiffSet)); err == nil {
-			set, wanted = snapdir.DiffSet, ahead
-		} // else the diff is empty
+		wanted = []sandbox.RestoreMode{sandbox.RestoreHint, sandbox.RestorePager, sandbox.RestoreEager}
+	case len(l.Dirs) > 1 && !l.CopyDiff:
+		m.note("diffs are always copied, as with --copy_diff")
 	}
 	for _, mode := range wanted {
 		if slices.Contains(caps.RestoreModes, mode) {
@@ -175,13 +172,11 @@ func (m *machine) plan() (sandbox.Restore, error) {
 			break
 		}
 	}
-	if r.Record {
-		r.Mode = "" // the driver knows how it records
-	} else if r.Mode == "" {
-		m.note(fmt.Sprintf("the driver %s cannot %s, it restores in its own way", m.driver.Name(), wanted[0]))
+	if r.Mode == "" && wanted != nil {
+		m.note(fmt.Sprintf("the driver %s cannot restore by %s, it does so in its own way", m.driver.Name(), wanted[0]))
 	}
 	var err error
-	r.Image, err = m.loaded.Image(set)
+	r.Image, err = m.loaded.Image(l.WorkingSet && !l.CopyBase)
 	return r, err
 }
 
@@ -243,13 +238,19 @@ func (m *machine) explain(err error) error {
 	return err
 }
 
+// mounter is a sandbox that can mount a disk of its Spec, read-only, while it
+// runs: EROFS, and ext2 to ext4.
+type mounter interface {
+	Mount(ctx context.Context, disk int, target string) error
+}
+
 // loadApp mounts the app's disk and has it imported.
 func (m *machine) loadApp(ctx context.Context) error {
-	d, ok := m.box.(sandbox.DiskMounter)
+	d, ok := m.box.(mounter)
 	if !ok {
 		return fmt.Errorf("the driver %s cannot mount the app's disk", m.driver.Name())
 	}
-	if err := d.MountDisk(ctx, 0, guest.AppDir); err != nil {
+	if err := d.Mount(ctx, 0, guest.AppDir); err != nil {
 		return fmt.Errorf("--appfs: %w", m.explain(err))
 	}
 	return m.explain(m.conn.LoadApp(ctx))
@@ -277,7 +278,7 @@ func (m *machine) save(ctx context.Context) error {
 		return m.explain(err)
 	}
 	err = m.phase("snapshot saved", func() error {
-		return snapdir.Write(ctx, m.conf.Dump.Dir, meta, func(dir string) error {
+		return snapdir.Write(m.conf.Dump.Dir, meta, func(dir string) error {
 			return saver.Save(ctx, sandbox.SaveOptions{Dir: dir, Diff: meta.Base != ""})
 		})
 	})

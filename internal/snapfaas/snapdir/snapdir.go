@@ -5,11 +5,9 @@
 //	skep.json     written last: without it there is no snapshot
 //	memory, ...   the driver's
 //	WS            what the first request after a restore needs (--dump_ws)
-//	diff.ws       the pages of a diff, to be loaded ahead (--copy_diff)
 package snapdir
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -20,7 +18,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/snapfaas/guest"
 )
@@ -29,7 +26,6 @@ import (
 const (
 	metaName   = "skep.json"
 	WorkingSet = "WS"
-	DiffSet    = "diff.ws"
 )
 
 // version of skep.json.
@@ -163,12 +159,11 @@ func (s *Snapshot) Fits(m Machine) error {
 	return nil
 }
 
-// Image is the snapshot for the driver, with the named working set; "" is
-// none.
-func (s *Snapshot) Image(set string) (sandbox.Image, error) {
+// Image is the snapshot for the driver, with its working set if that is wanted.
+func (s *Snapshot) Image(workingSet bool) (sandbox.Image, error) {
 	i := sandbox.Image{Dirs: s.Dirs}
-	if set != "" {
-		i.WorkingSet = filepath.Join(s.Dirs[0], set)
+	if workingSet {
+		i.WorkingSet = filepath.Join(s.Dirs[0], WorkingSet)
 		if _, err := os.Stat(i.WorkingSet); err != nil {
 			return i, fmt.Errorf("working set: %w (make it with --dump_ws)", err)
 		}
@@ -179,7 +174,7 @@ func (s *Snapshot) Image(set string) (sandbox.Image, error) {
 // Write fills the folder, which must exist, with a new snapshot: save is given
 // an empty folder on the same disk for the driver's files. What was in the
 // folder before is replaced.
-func Write(ctx context.Context, dir string, m Meta, save func(dir string) error) (err error) {
+func Write(dir string, m Meta, save func(dir string) error) (err error) {
 	if st, err := os.Stat(dir); err != nil {
 		return fmt.Errorf("--dump_dir: %w (it must exist: mkdir -p %s)", err, dir)
 	} else if !st.IsDir() {
@@ -192,11 +187,6 @@ func Write(ctx context.Context, dir string, m Meta, save func(dir string) error)
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	if err := save(tmp); err != nil {
 		return err
-	}
-	if m.Base != "" {
-		if err := writeDiffSet(ctx, tmp); err != nil {
-			return err
-		}
 	}
 	m.Version = version
 	b, err := json.MarshalIndent(m, "", "  ")
@@ -211,7 +201,7 @@ func Write(ctx context.Context, dir string, m Meta, save func(dir string) error)
 
 // replace moves the files of a whole snapshot into the folder, skep.json last.
 func replace(tmp, dir string) error {
-	for _, old := range []string{metaName, WorkingSet, DiffSet} {
+	for _, old := range []string{metaName, WorkingSet} {
 		if err := os.Remove(filepath.Join(dir, old)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -228,36 +218,6 @@ func replace(tmp, dir string) error {
 		}
 	}
 	return os.Rename(filepath.Join(tmp, metaName), filepath.Join(dir, metaName))
-}
-
-// writeDiffSet makes a working set of all pages that a diff has.
-func writeDiffSet(ctx context.Context, dir string) error {
-	f, err := os.Open(filepath.Join(dir, sandbox.FileMemory))
-	if err != nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // read only
-	layer, err := pager.SparseLayer(f)
-	if err != nil {
-		return err
-	}
-	source, err := pager.NewSparseFile(f)
-	if err != nil {
-		return err
-	}
-	r := pager.Recording{PageSize: os.Getpagesize()}
-	size := int64(r.PageSize)
-	for _, e := range layer.Extents {
-		for p := e.Offset / size; p*size < e.Offset+e.Length; p++ {
-			if n := len(r.Pages); n == 0 || r.Pages[n-1] < uint64(p) {
-				r.Pages = append(r.Pages, uint64(p))
-			}
-		}
-	}
-	if len(r.Pages) == 0 {
-		return nil
-	}
-	return pager.WriteWorkingSet(ctx, filepath.Join(dir, DiffSet), r, source)
 }
 
 // Fingerprint tells files apart without reading large ones as a whole: their
