@@ -14,7 +14,8 @@ import (
 )
 
 // Serve is the child: it reads its configuration from in, runs the machine
-// until in or ctx ends, and frees it. An error has been told the parent already.
+// until in or ctx ends, and frees it. What has been told the parent is no error
+// here.
 func Serve(ctx context.Context, d sandbox.Driver, in io.Reader, out io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -51,7 +52,7 @@ func Serve(ctx context.Context, d sandbox.Driver, in io.Reader, out io.Writer) e
 
 func serve(ctx context.Context, d sandbox.Driver, messages <-chan message, out io.Writer) (err error) {
 	fail := func(err error) error {
-		return errors.Join(err, send(out, message{Kind: kindFailed, Error: err.Error()}))
+		return send(out, message{Kind: kindFailed, Error: err.Error()})
 	}
 	var first message
 	select {
@@ -82,7 +83,7 @@ func serve(ctx context.Context, d sandbox.Driver, messages <-chan message, out i
 	for {
 		select {
 		case r := <-messages:
-			if err := m.answer(ctx, r, out); err != nil {
+			if goOn, err := m.answer(ctx, r, out); err != nil || !goOn {
 				return err
 			}
 		case <-ctx.Done():
@@ -91,8 +92,8 @@ func serve(ctx context.Context, d sandbox.Driver, messages <-chan message, out i
 	}
 }
 
-// answer handles one request; after an error the machine is of no use.
-func (m *machine) answer(ctx context.Context, r message, out io.Writer) error {
+// answer handles one request, and says if the machine can take another.
+func (m *machine) answer(ctx context.Context, r message, out io.Writer) (goOn bool, err error) {
 	begin := time.Now()
 	limited, cancel := context.WithTimeout(ctx, m.conf.Request)
 	defer cancel()
@@ -101,14 +102,14 @@ func (m *machine) answer(ctx context.Context, r message, out io.Writer) error {
 	var app *guest.AppError
 	switch {
 	case errors.As(err, &app):
-		return send(out, message{Kind: kindAppError, Error: app.Text, Took: took})
+		return true, send(out, message{Kind: kindAppError, Error: app.Text, Took: took})
 	case err != nil:
 		if limited.Err() != nil && ctx.Err() == nil {
 			err = fmt.Errorf("no answer within %v: %w", m.conf.Request, err)
 		}
-		return errors.Join(err, send(out, message{Kind: kindFailed, Error: err.Error()}))
+		return false, send(out, message{Kind: kindFailed, Error: err.Error()})
 	}
-	return send(out, message{Kind: kindResponse, Payload: reply, Took: took})
+	return true, send(out, message{Kind: kindResponse, Payload: reply, Took: took})
 }
 
 func send(w io.Writer, m message) error {
