@@ -21,6 +21,9 @@ const (
 	annotationMemory = "dev.skep.memory" // bytes, as the function shall see them
 	annotationCPUs   = "dev.skep.cpus"   // as the function shall see them
 	annotationPIDs   = "dev.skep.pids"   // processes and threads that the function may have
+	// annotationIdentity is there for a sandbox that is going to be restored;
+	// it is an identity in JSON.
+	annotationIdentity = "dev.skep.identity"
 )
 
 // boot is runsc's command that becomes the sandbox.
@@ -33,6 +36,9 @@ func (b *boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcom
 	a, err := readAnnotations(f)
 	if err == nil {
 		err = errors.Join(setFlags(f, a), limitTasks(a[annotationPIDs]))
+	}
+	if id := a[annotationIdentity]; err == nil && id != "" {
+		err = giveIdentity(id)
 	}
 	if err != nil {
 		return util.Errorf("boot: %v", err)

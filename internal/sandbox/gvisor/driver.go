@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/skep-dev/skep/internal/cgroup"
@@ -46,7 +47,10 @@ func (*Driver) Name() string { return Name }
 
 // Capabilities implements sandbox.Driver.
 func (*Driver) Capabilities() sandbox.Capabilities {
-	return sandbox.Capabilities{Link: sandbox.LinkVeth, OwnKernel: true}
+	return sandbox.Capabilities{
+		Link: sandbox.LinkVeth, OwnKernel: true,
+		Snapshot: true, RestoreModes: slices.Clone(restoreModes),
+	}
 }
 
 // Create implements sandbox.Driver.

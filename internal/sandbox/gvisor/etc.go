@@ -3,6 +3,8 @@ package gvisor
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"os"
@@ -18,12 +20,13 @@ import (
 // annotationTar names a tar file with the first content of the writable layer.
 const annotationTar = "dev.gvisor.tar.rootfs.upper"
 
-// mountsToTar replaces the spec's bind mounts of files by copies in the
-// writable layer. A bind mount takes a second process, the gofer, which holds
-// memory and the host's files for as long as the sandbox lives.
-func mountsToTar(s *sandbox.Spec, spec *specs.Spec, image fs.FS) error {
+// withoutBinds takes the bind mounts of files out of the spec, and returns the
+// host's paths of the files by their paths in the image. A bind mount takes a
+// second process, the gofer, which holds memory and the host's files for as
+// long as the sandbox lives.
+func withoutBinds(spec *specs.Spec) map[string]string {
 	var mounts []specs.Mount
-	files := map[string]string{} // host's path by path in the image
+	files := map[string]string{}
 	for _, m := range spec.Mounts {
 		if m.Type == "bind" {
 			files[strings.TrimPrefix(path.Clean(m.Destination), "/")] = m.Source
@@ -31,9 +34,12 @@ func mountsToTar(s *sandbox.Spec, spec *specs.Spec, image fs.FS) error {
 			mounts = append(mounts, m)
 		}
 	}
-	if len(files) == 0 {
-		return nil
-	}
+	spec.Mounts = mounts
+	return files
+}
+
+// setUpper puts copies of files into the writable layer of a new sandbox.
+func setUpper(s *sandbox.Spec, spec *specs.Spec, files map[string]string, image fs.FS) error {
 	b, err := tarOf(files, image)
 	if err != nil {
 		return err
@@ -43,8 +49,34 @@ func mountsToTar(s *sandbox.Spec, spec *specs.Spec, image fs.FS) error {
 		return fmt.Errorf("write the sandbox's own files: %w", err)
 	}
 	spec.Annotations[annotationTar] = name
-	spec.Mounts = mounts
 	return nil
+}
+
+// setIdentity has copies of files put into a restored sandbox.
+func setIdentity(spec *specs.Spec, files map[string]string) error {
+	id := identity{}
+	for name, source := range files {
+		content, err := os.ReadFile(source)
+		if err != nil {
+			return fmt.Errorf("read the sandbox's own files: %w", err)
+		}
+		id["/"+name] = string(content)
+	}
+	b, err := json.Marshal(id)
+	if err != nil {
+		return fmt.Errorf("encode the sandbox's own files: %w", err)
+	}
+	spec.Annotations[annotationIdentity] = string(b)
+	return nil
+}
+
+// newMachineID is the content of an /etc/machine-id: see machine-id(5).
+func newMachineID() []byte {
+	var id [16]byte
+	_, _ = rand.Read(id[:])   // never fails, see crypto/rand
+	id[6] = id[6]&0x0f | 0x40 // a UUID of version 4, as systemd's
+	id[8] = id[8]&0x3f | 0x80
+	return fmt.Appendf(nil, "%x\n", id[:])
 }
 
 // tarOf makes a tar archive of files, with the directories that they are in.

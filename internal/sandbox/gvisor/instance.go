@@ -28,6 +28,9 @@ type instance struct {
 	group  *cgroup.Group
 	socket string // path of the control socket
 
+	restore *sandbox.Restore // from which it starts; nil: it starts the function
+	saving  sync.Mutex       // held by the one Save that runs
+
 	mu       sync.Mutex // of what follows; Start holds it throughout
 	launcher *launcher
 	started  bool // Start was called
@@ -60,7 +63,14 @@ func (s *instance) ID() string { return s.spec.ID }
 // destroys what there is.
 func (s *instance) create(ctx context.Context) (err error) {
 	begin := time.Now()
-	s.launcher, err = startLauncher(s.runsc, s.spec.ID, s.spec.Dir, runscFlags(rootDir(s.spec.Dir)), s.spec.Stdout, s.spec.Stderr)
+	var args []string
+	if s.restore != nil {
+		args = append(args, "--restore="+filepath.Join(s.spec.Dir, "image"))
+		if s.restore.Mode == sandbox.RestoreBackground {
+			args = append(args, "--background")
+		}
+	}
+	s.launcher, err = startLauncher(s.runsc, &s.spec, args)
 	if err != nil {
 		return err
 	}
@@ -71,6 +81,11 @@ func (s *instance) create(ctx context.Context) (err error) {
 	}
 	if err := s.writeBundle(); err != nil {
 		return err
+	}
+	if s.restore != nil {
+		if err := linkImage(s.restore.Image.Dirs[0], filepath.Join(s.spec.Dir, "image")); err != nil {
+			return err
+		}
 	}
 	begin = s.phase("prepare", begin)
 	if _, err := s.launcher.await(ctx, stepReady); err != nil {
@@ -96,7 +111,7 @@ func (s *instance) writeBundle() error {
 		return err
 	}
 	defer closer.Close()
-	spec, err := newSpec(&s.spec, image)
+	spec, err := newSpec(&s.spec, image, s.restore != nil)
 	if err != nil {
 		return err
 	}
@@ -129,7 +144,11 @@ func (s *instance) Start(ctx context.Context) error {
 	if _, err := s.launcher.order(ctx, stepStart); err != nil {
 		return fmt.Errorf("start gVisor sandbox %s: %w", s.spec.ID, err)
 	}
-	s.phase("start", begin)
+	name := "start"
+	if s.restore != nil {
+		name = "restore"
+	}
+	s.phase(name, begin)
 	s.watched = true
 	go s.watch(s.launcher)
 	return nil

@@ -50,18 +50,20 @@ type launchReport struct {
 }
 
 // launch is our own runsc command. It does what "runsc create" and "runsc
-// start" do, in one process that stays in between, because each start of this
-// big executable costs tens of milliseconds.
+// start" or "runsc restore" do, in one process that stays in between, because
+// each start of this big executable costs tens of milliseconds.
 //
 // It is a process, not calls in the daemon, for two reasons: gVisor's library
 // enters network namespaces, which could leave threads of the daemon behind in
-// them, and it takes the function's output from the process's own os.Stdout.
-// It is gone soon after the function's start.
+// them (here they end with the process), and it takes the function's output
+// from the process's own os.Stdout. It is gone soon after the function's start.
 //
 // If the daemon dies before it has ordered the start, the launcher removes the
 // sandbox.
 type launch struct {
-	bundle string
+	bundle     string
+	restore    string
+	background bool
 }
 
 // Name implements subcommands.Command.
@@ -71,11 +73,15 @@ func (*launch) Name() string { return launchCommand }
 func (*launch) Synopsis() string { return "create a sandbox, then start it when told to" }
 
 // Usage implements subcommands.Command.
-func (*launch) Usage() string { return launchCommand + " --bundle DIR ID\n" }
+func (*launch) Usage() string {
+	return launchCommand + " --bundle DIR [--restore DIR [--background]] ID\n"
+}
 
 // SetFlags implements subcommands.Command.
 func (l *launch) SetFlags(f *flag.FlagSet) {
 	f.StringVar(&l.bundle, "bundle", "", "directory that will hold config.json")
+	f.StringVar(&l.restore, "restore", "", "directory that will hold a snapshot to start from")
+	f.BoolVar(&l.background, "background", false, "load the snapshot's memory behind the running function")
 }
 
 // FetchSpec implements util.SubCommand. There is no spec yet: the driver
@@ -101,7 +107,7 @@ func (l *launch) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcom
 		reports: json.NewEncoder(os.NewFile(launchReports, "reports")),
 		orders:  bufio.NewScanner(os.NewFile(launchOrders, "orders")),
 	}
-	if err := p.run(f.Arg(0), l.bundle); err != nil {
+	if err := p.run(f.Arg(0), l); err != nil {
 		if p.container != nil && !p.started {
 			_ = p.container.Destroy() // the driver looks after what is left
 		}
@@ -119,16 +125,16 @@ type launching struct {
 	started   bool
 }
 
-func (p *launching) run(id, bundle string) error {
+func (p *launching) run(id string, l *launch) error {
 	if err := p.reports.Encode(launchReport{Step: stepReady}); err != nil {
 		return err
 	}
 	err := p.obey(stepCreate, func(r *launchReport) error {
-		spec, err := specutils.ReadSpec(bundle, p.conf)
+		spec, err := specutils.ReadSpec(l.bundle, p.conf)
 		if err != nil {
-			return fmt.Errorf("read %s/config.json: %w", bundle, err)
+			return fmt.Errorf("read %s/config.json: %w", l.bundle, err)
 		}
-		p.container, err = container.New(p.conf, container.Args{ID: id, Spec: spec, BundleDir: bundle})
+		p.container, err = container.New(p.conf, container.Args{ID: id, Spec: spec, BundleDir: l.bundle})
 		if err != nil {
 			return err
 		}
@@ -140,6 +146,9 @@ func (p *launching) run(id, bundle string) error {
 		return err
 	}
 	err = p.obey(stepStart, func(*launchReport) error {
+		if l.restore != "" {
+			return p.container.Restore(p.conf, l.restore, false, l.background, nil)
+		}
 		return p.container.Start(p.conf)
 	})
 	if err != nil {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/sandbox"
 )
 
 // maxLaunchLog bounds how much of a launcher's log goes into an error.
@@ -28,9 +30,10 @@ type launcher struct {
 	ended   chan struct{} // closed once the process has been waited for
 }
 
-// startLauncher starts a launch process. The caller must close it.
-func startLauncher(program, id, dir string, flags []string, stdout, stderr *os.File) (_ *launcher, err error) {
-	l := &launcher{log: filepath.Join(dir, "launch.log"), ended: make(chan struct{})}
+// startLauncher starts a launch process, with more arguments for it. The
+// caller must close it.
+func startLauncher(program string, spec *sandbox.Spec, more []string) (_ *launcher, err error) {
+	l := &launcher{log: filepath.Join(spec.Dir, "launch.log"), ended: make(chan struct{})}
 	var files []*os.File // of the child
 	defer func() {
 		for _, f := range files {
@@ -58,8 +61,9 @@ func startLauncher(program, id, dir string, flags []string, stdout, stderr *os.F
 	}
 	files = append(files, log)
 
-	args := append([]string{"runsc"}, flags...)
-	args = append(args, launchCommand, "--bundle="+dir, id)
+	args := append([]string{"runsc"}, runscFlags(rootDir(spec.Dir))...)
+	args = append(args, launchCommand, "--bundle="+spec.Dir)
+	args = append(append(args, more...), spec.ID)
 	l.cmd = &exec.Cmd{
 		Path:   program,
 		Args:   args,
@@ -68,7 +72,7 @@ func startLauncher(program, id, dir string, flags []string, stdout, stderr *os.F
 		Stdout: log,
 		Stderr: log,
 		// In the order of the launch descriptors.
-		ExtraFiles: []*os.File{reportsWrite, ordersRead, stdout, stderr},
+		ExtraFiles: []*os.File{reportsWrite, ordersRead, spec.Stdout, spec.Stderr},
 		// A signal for the daemon's process group is not for sandboxes.
 		SysProcAttr: &unix.SysProcAttr{Setsid: true},
 	}

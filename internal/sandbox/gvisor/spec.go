@@ -3,6 +3,8 @@ package gvisor
 import (
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 
@@ -19,6 +21,9 @@ const (
 	overheadPIDs   = 512 // threads of gVisor's kernel
 	pidsPerTask    = 4   // host threads for one of the function's, if that is a process of its own
 )
+
+// platformName is gVisor's way of running the function's code.
+const platformName = "systrap"
 
 // nobody is the host's user that gVisor runs as.
 const nobody = 65534
@@ -37,7 +42,7 @@ func limits(r sandbox.Resources) cgroup.Limits {
 func runscFlags(root string) []string {
 	return []string{
 		"--root=" + root, // one for each sandbox: nothing is shared
-		"--platform=systrap",
+		"--platform=" + platformName,
 		"--network=sandbox",
 		"--ignore-cgroups", // limits are package cgroup's work
 		// No file system is reached directly: there is none but the image.
@@ -46,15 +51,18 @@ func runscFlags(root string) []string {
 		"--directfs=true",
 		"--host-uds=none",
 		"--host-fifo=none",
-		"--host-settings=ignore",        // neither looked at nor changed
-		"--allow-rootfs-tar-annotation", // annotations are ours, never the image's
+		"--host-settings=ignore",           // neither looked at nor changed
+		"--restore-spec-validation=ignore", // the contract asks for it, see sandbox.Snapshotter
+		"--allow-rootfs-tar-annotation",    // annotations are ours, never the image's
 		// The sandbox process is this executable, not one installed beside it.
 		"--sidecar-usage-policy=LEGACY_DEPRECATED_SLOW_EMBEDDED_FALLBACK",
 	}
 }
 
-// newSpec makes the OCI runtime spec, and the files that it refers to.
-func newSpec(s *sandbox.Spec, image fs.FS) (*specs.Spec, error) {
+// newSpec makes the OCI runtime spec, and the files that it refers to. A
+// sandbox that is restored has its files already, and is told which must be
+// its own.
+func newSpec(s *sandbox.Spec, image fs.FS, restored bool) (*specs.Spec, error) {
 	r := ocispec.Defaults(s.Resources)
 	spec, err := ocispec.New(s, ocispec.Options{
 		Root:  "/", // not used, see the annotations
@@ -85,7 +93,17 @@ func newSpec(s *sandbox.Spec, image fs.FS) (*specs.Spec, error) {
 	if err := ocispec.WriteFiles(s); err != nil {
 		return nil, err
 	}
-	if err := mountsToTar(s, spec, image); err != nil {
+	files := withoutBinds(spec)
+	machineID := filepath.Join(s.Dir, "etc", "machine-id")
+	if err := os.WriteFile(machineID, newMachineID(), 0o600); err != nil {
+		return nil, fmt.Errorf("make files for /etc: %w", err)
+	}
+	files["etc/machine-id"] = machineID
+	if restored {
+		if err := setIdentity(spec, files); err != nil {
+			return nil, err
+		}
+	} else if err := setUpper(s, spec, files, image); err != nil {
 		return nil, err
 	}
 	// Where an image's /tmp is empty gVisor mounts a tmpfs, without a limit

@@ -29,6 +29,8 @@ type box struct {
 	sb    sandbox.Sandbox
 	lease *network.Lease
 	http  *http.Client
+
+	restore *sandbox.Restore // how to prepare it; nil: it is created
 }
 
 func (s *suite) ctx(t testing.TB) context.Context {
@@ -123,14 +125,22 @@ func (s *suite) serve(t testing.TB, change func(*sandbox.Spec)) *box {
 
 func (b *box) create(t testing.TB) {
 	t.Helper()
-	sb, err := b.s.driver.Create(b.s.ctx(t), b.spec)
+	sb, err := b.make(b.s.ctx(t))
 	if err != nil {
-		t.Fatalf("Create: %v", err)
+		t.Fatalf("Create or Prepare: %v", err)
 	}
 	b.sb = sb
 	if sb.ID() != b.spec.ID {
 		t.Errorf("ID() = %q, want %q", sb.ID(), b.spec.ID)
 	}
+}
+
+// make creates the sandbox, or prepares it.
+func (b *box) make(ctx context.Context) (sandbox.Sandbox, error) {
+	if b.restore == nil {
+		return b.s.driver.Create(ctx, b.spec)
+	}
+	return b.s.driver.(sandbox.Snapshotter).Prepare(ctx, b.spec, *b.restore)
 }
 
 func (b *box) start(t testing.TB) {

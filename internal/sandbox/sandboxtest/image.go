@@ -75,6 +75,7 @@ func writeImage(path, guest string) (err error) {
 	}
 	for name, content := range map[string]string{
 		"/etc/passwd": passwd, "/etc/group": group, "/srv/data": "from the image", "/srv/noexec": "not a program",
+		"/etc/machine-id": "", // offers a place for one, as images of distributions do
 	} {
 		if err := file(name, 0o644, strings.NewReader(content)); err != nil {
 			return err

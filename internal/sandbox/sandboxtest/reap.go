@@ -24,7 +24,10 @@ const ownerEnv = "SKEP_SANDBOXTEST_OWNER"
 type ownerJob struct {
 	Spec   sandbox.Spec // without files
 	Stdout string
-	Stage  string // "creating", "created", "starting", "started", "exited" or "destroying"
+	Stage  string // "creating", "created", "starting", "started", "exited", "saving" or "destroying"
+	// Restore, if set, says how to prepare the sandbox, which is created otherwise.
+	Restore *sandbox.Restore
+	SaveDir string
 }
 
 const ownerReady = "sandboxtest: owner is ready"
@@ -37,33 +40,7 @@ func testReap(t *testing.T, s *suite) {
 					spec.Process.Args = []string{"/guest", "exit", "0"}
 				}
 			})
-			owner := startOwner(t, b, stage)
-			if stage == "creating" || stage == "starting" { // somewhere in the middle
-				time.Sleep(rand.N(100 * time.Millisecond))
-			}
-			// SIGKILL, as from the kernel: the owner can clean up nothing.
-			if err := owner.Process.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			_ = owner.Wait() // "signal: killed"
-			if stage == "started" {
-				// It is still there, or this test shows nothing; which part of
-				// it outlives its owner is the driver's business.
-				t.Logf("after the owner's death: %v", leftBehind(b.spec.State()))
-			}
-			for i := range 2 {
-				if err := s.driver.Reap(s.ctx(t), b.spec.State()); err != nil {
-					t.Errorf("Reap, call %d: %v", i+1, err)
-				}
-			}
-			b.checkGone(t)
-			files, err := os.ReadDir(b.spec.Dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, f := range files {
-				t.Errorf("left behind: %s", filepath.Join(b.spec.Dir, f.Name()))
-			}
+			b.killOwner(t, stage, "")
 		})
 	}
 	t.Run("Nothing", func(t *testing.T) {
@@ -86,11 +63,45 @@ func testReap(t *testing.T, s *suite) {
 	})
 }
 
+// killOwner has an owner bring the sandbox to the stage, kills the owner, and
+// reaps.
+func (b *box) killOwner(t *testing.T, stage, saveDir string) {
+	t.Helper()
+	owner := startOwner(t, b, stage, saveDir)
+	switch stage {
+	case "creating", "starting", "saving": // somewhere in the middle
+		time.Sleep(rand.N(100 * time.Millisecond))
+	}
+	// SIGKILL, as from the kernel: the owner can clean up nothing.
+	if err := owner.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = owner.Wait() // "signal: killed"
+	if stage == "started" {
+		// It is still there, or this test shows nothing; which part of
+		// it outlives its owner is the driver's business.
+		t.Logf("after the owner's death: %v", leftBehind(b.spec.State()))
+	}
+	for i := range 2 {
+		if err := b.s.driver.Reap(b.s.ctx(t), b.spec.State()); err != nil {
+			t.Errorf("Reap, call %d: %v", i+1, err)
+		}
+	}
+	b.checkGone(t)
+	files, err := os.ReadDir(b.spec.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		t.Errorf("left behind: %s", filepath.Join(b.spec.Dir, f.Name()))
+	}
+}
+
 // startOwner starts this test binary as an owner and waits until it has
 // reached the stage.
-func startOwner(t *testing.T, b *box, stage string) *exec.Cmd {
+func startOwner(t *testing.T, b *box, stage, saveDir string) *exec.Cmd {
 	t.Helper()
-	job := ownerJob{Spec: *b.spec, Stage: stage, Stdout: b.spec.Stdout.Name()}
+	job := ownerJob{Spec: *b.spec, Stage: stage, Stdout: b.spec.Stdout.Name(), Restore: b.restore, SaveDir: saveDir}
 	job.Spec.Stdout, job.Spec.Stderr = nil, nil
 	text, err := json.Marshal(job)
 	if err != nil {
@@ -147,12 +158,12 @@ func runOwner(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, text st
 		t.Fatal(err)
 	}
 	spec.Stdout, spec.Stderr = out, out
-	driver := newDriver(t)
+	b := &box{s: &suite{driver: newDriver(t)}, spec: spec, restore: job.Restore}
 	ctx := context.Background()
 	if job.Stage == "creating" { // killed in the middle of it
 		fmt.Println(ownerReady)
 	}
-	sb, err := driver.Create(ctx, spec)
+	sb, err := b.make(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,6 +180,9 @@ func runOwner(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, text st
 		if _, err := sb.Wait(ctx); err != nil {
 			t.Fatal(err)
 		}
+	case "saving":
+		fmt.Println(ownerReady)
+		_ = sb.(sandbox.Saver).Save(ctx, sandbox.SaveOptions{Dir: job.SaveDir})
 	case "destroying":
 		fmt.Println(ownerReady)
 		_ = sb.Destroy(ctx)

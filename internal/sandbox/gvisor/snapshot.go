@@ -1,0 +1,104 @@
+package gvisor
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/cpuid"
+
+	"github.com/skep-dev/skep/internal/cgroup"
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/ocispec"
+)
+
+// restoreModes are the modes of restoring, the best first.
+var restoreModes = []sandbox.RestoreMode{sandbox.RestoreBackground, sandbox.RestoreEager}
+
+// initCPUID has gVisor look at the CPU.
+var initCPUID = sync.OnceFunc(cpuid.Initialize)
+
+// Compatibility implements sandbox.Snapshotter.
+func (*Driver) Compatibility(_ context.Context, spec *sandbox.Spec) (sandbox.Compatibility, error) {
+	initCPUID()
+	r := ocispec.Defaults(spec.Resources)
+	host := cpuid.HostFeatureSet()
+	c := sandbox.Compatibility{
+		Version:     Version(),
+		CPUModel:    cpuModel(),
+		MemoryBytes: r.MemoryBytes,
+		VCPUs:       cpus(r.CPUMillis),
+		// Besides the features, gVisor wants this to be the same.
+		CPUFeatures: []string{fmt.Sprintf("cache_line_%d", host.CacheLine())},
+	}
+	for _, f := range cpuid.AllFeatures() {
+		if host.HasFeature(f) {
+			c.CPUFeatures = append(c.CPUFeatures, f.String())
+		}
+	}
+	slices.Sort(c.CPUFeatures)
+	c.CPUFeatures = slices.Compact(c.CPUFeatures)
+	return c, nil
+}
+
+// cpuModel is the processor's name, for people: gVisor goes by the features.
+func cpuModel() string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return "unknown"
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		key, value, _ := strings.Cut(sc.Text(), ":")
+		switch strings.TrimSpace(key) {
+		case "model name", "CPU part":
+			return strings.TrimSpace(value)
+		}
+	}
+	return "unknown"
+}
+
+// Prepare implements sandbox.Snapshotter. What Create says of the link is
+// true here, too.
+func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Restore) (sandbox.Sandbox, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if err := checkRestore(&r); err != nil {
+		return nil, fmt.Errorf("restore gVisor sandbox %s: %w", spec.ID, err)
+	}
+	if _, err := cgroup.Load(spec.Cgroup); err != nil {
+		return nil, fmt.Errorf("restore gVisor sandbox %s: %w", spec.ID, err)
+	}
+	s := newInstance(d.runsc, spec)
+	s.restore = &r
+	if err := s.create(ctx); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		return nil, fmt.Errorf("restore gVisor sandbox %s: %w", spec.ID, errors.Join(err, s.Destroy(ctx)))
+	}
+	return s, nil
+}
+
+// checkRestore checks that r can be done, and fills in the mode.
+func checkRestore(r *sandbox.Restore) error {
+	if r.Mode == "" {
+		r.Mode = restoreModes[0]
+	}
+	switch {
+	case !slices.Contains(restoreModes, r.Mode):
+		return fmt.Errorf("mode %q: %w; there are %q", r.Mode, sandbox.ErrUnsupported, restoreModes)
+	case r.Record:
+		return fmt.Errorf("record a working set: %w", sandbox.ErrUnsupported)
+	case len(r.Image.Dirs) != 1:
+		return fmt.Errorf("a snapshot of %d layers: %w; there must be one", len(r.Image.Dirs), sandbox.ErrUnsupported)
+	}
+	return checkImage(r.Image.Dirs[0])
+}
+
+var _ sandbox.Snapshotter = (*Driver)(nil)

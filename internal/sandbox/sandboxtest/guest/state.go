@@ -1,0 +1,69 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// What the function keeps in memory, for the tests of snapshots.
+var (
+	counter  atomic.Int64
+	memories []byte
+)
+
+// count counts its calls.
+func count(*http.Request) (any, error) { return counter.Add(1), nil }
+
+// remember fills mb megabytes of memory with what only a real copy brings
+// back, and returns its checksum.
+func remember(r *http.Request) (any, error) {
+	var seed [32]byte
+	seed[0] = byte(number(r, "seed"))
+	memories = make([]byte, number(r, "mb")<<20)
+	_, _ = rand.NewChaCha8(seed).Read(memories)
+	return recall(r)
+}
+
+// recall returns the checksum of what is remembered.
+func recall(*http.Request) (any, error) {
+	sum := sha256.Sum256(memories)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// now is the wall clock, in nanoseconds since 1970.
+func now(*http.Request) (any, error) { return time.Now().UnixNano(), nil }
+
+// random asks the kernel for random bytes in each of the ways there are.
+func random(*http.Request) (any, error) {
+	v := map[string]string{}
+	b := make([]byte, 16)
+	n, _, errno := syscall.Syscall(sysGetrandom, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0)
+	if errno != 0 || int(n) != len(b) {
+		return nil, errno
+	}
+	v["getrandom"] = hex.EncodeToString(b)
+	for _, name := range []string{"/dev/urandom", "/dev/random", "/proc/sys/kernel/random/uuid"} {
+		f, err := os.Open(name)
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		_, err = io.ReadFull(f, b)
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		v[name] = hex.EncodeToString(b)
+	}
+	return v, nil
+}
