@@ -53,7 +53,7 @@ func Main() error {
 	if err := setUpNetwork(params); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	if err := mountImage(); err != nil {
+	if err := mountImage(params.disks); err != nil {
 		return err
 	}
 	ctx := context.Background() // until the machine is stopped
@@ -141,22 +141,30 @@ func loadModules(list string) error {
 	return nil
 }
 
-func mountImage() error {
-	// The disk's node is made by a kernel thread, a moment after its driver
-	// has been loaded.
-	deadline := time.Now().Add(10 * time.Second)
-	for pause := time.Millisecond; ; pause *= 2 {
-		_, err := os.Stat(rootDisk)
-		if err == nil {
-			break
+func mountImage(disks int) error {
+	for i := range disks + 1 {
+		if err := awaitDisk(fmt.Sprintf("/dev/vd%c", 'a'+i)); err != nil {
+			return err
 		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the root disk has not appeared: %w", err)
-		}
-		<-time.After(pause)
 	}
 	if err := (mount{rootDisk, lowerDir, "erofs", unix.MS_RDONLY, ""}).do(); err != nil {
 		return fmt.Errorf("the image's root file system: %w", err)
 	}
 	return nil
+}
+
+// awaitDisk waits for a disk's node: a kernel thread makes it, a moment after
+// its driver has been loaded.
+func awaitDisk(path string) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for pause := time.Millisecond; ; pause *= 2 {
+		_, err := os.Stat(path)
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("a disk has not appeared: %w", err)
+		}
+		<-time.After(pause)
+	}
 }

@@ -113,6 +113,12 @@ func (g *guest) Start(_ context.Context, p *agentpb.Process) error {
 	if err := s.become(p); err != nil {
 		return err
 	}
+	main := g.procs[function]
+	go func() {
+		if err := g.cg.watchStalls(main.ended); err != nil {
+			_, _ = fmt.Fprintln(os.Stdout, "skep-agent:", err) // the console
+		}
+	}()
 	if g.conf.Pids > 0 { // not before: the stage is a Go program with threads
 		return g.cg.set("pids.max", strconv.FormatUint(g.conf.Pids, 10))
 	}

@@ -60,6 +60,7 @@ func New(c Config) (*Driver, error) {
 		log: c.Log, accel: c.Accel, cacheDir: c.CacheDir,
 		booting:   make(chan struct{}, runtime.NumCPU()+1),
 		preparing: make(chan struct{}, 1), probing: make(chan struct{}, 1),
+		asking: make(chan struct{}, 1),
 	}
 	var err error
 	if !filepath.IsAbs(c.CacheDir) {

@@ -22,7 +22,7 @@ const (
 
 // buildImage makes an EROFS image with the guest program as /guest and
 // /usr/bin/guest.
-func buildImage(t *testing.T, path string) {
+func buildImage(t testing.TB, path string) {
 	t.Helper()
 	goTool := testenv.Tool(t, "go", "golang")
 	bin := filepath.Join(filepath.Dir(path), "guest")

@@ -43,26 +43,30 @@ type Options struct {
 
 const many = 20
 
+func (o *Options) setDefaults() {
+	if o.Timeout == 0 {
+		o.Timeout = time.Minute
+	}
+	if o.MemoryBytes == 0 {
+		o.MemoryBytes = 256 << 20
+	}
+	if o.DiskBytes == 0 {
+		o.DiskBytes = 64 << 20
+	}
+	if o.Parallel == 0 {
+		o.Parallel = many
+	}
+}
+
 // Run proves that the drivers made by newDriver keep the contract.
 func Run(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, opts Options) {
 	testenv.Root(t)
-	if opts.Timeout == 0 {
-		opts.Timeout = time.Minute
-	}
-	if opts.MemoryBytes == 0 {
-		opts.MemoryBytes = 256 << 20
-	}
-	if opts.DiskBytes == 0 {
-		opts.DiskBytes = 64 << 20
-	}
-	if opts.Parallel == 0 {
-		opts.Parallel = many
-	}
+	opts.setDefaults()
 	if job := os.Getenv(ownerEnv); job != "" {
 		runOwner(t, newDriver, job)
 		return
 	}
-	s := newSuite(t, newDriver, opts)
+	s := newSuite(t, func(testing.TB) sandbox.Driver { return newDriver(t) }, opts)
 	for _, test := range []struct {
 		name string
 		fn   func(*testing.T, *suite)
@@ -109,7 +113,7 @@ type suite struct {
 	dir    string
 }
 
-func newSuite(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, opts Options) *suite {
+func newSuite(t testing.TB, newDriver func(testing.TB) sandbox.Driver, opts Options) *suite {
 	t.Helper()
 	var id [4]byte
 	_, _ = rand.Read(id[:])

@@ -121,7 +121,7 @@ func (sn *snapshots) saveBase(t *testing.T) {
 }
 
 // folder makes a folder for a snapshot, which is removed at the test's end.
-func (sn *snapshots) folder(t *testing.T) string {
+func (sn *snapshots) folder(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(sn.dir, "snapshot-")
 	if err != nil {

@@ -1,0 +1,162 @@
+package guest
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/agent"
+	"github.com/skep-dev/skep/internal/agent/agentpb"
+)
+
+// Suspend says how much output the function has written.
+func (g *guest) Suspend() agent.Marks {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p := g.procs[function]
+	if p == nil {
+		return agent.Marks{}
+	}
+	return agent.Marks{Stdout: p.out.written(), Stderr: p.err.written()}
+}
+
+// Restored gives the guest an identity of its own. The clock comes first, as
+// every moment makes it wrong.
+func (g *guest) Restored(r *agent.Restored) error {
+	if err := setClock(r.Wall); err != nil {
+		return err
+	}
+	if err := addEntropy(r.Entropy[:]); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.conf == nil {
+		return errors.New("not configured")
+	}
+	if r.NewDisks {
+		if err := lookAgain(); err != nil {
+			return err
+		}
+	}
+	old := namesOf(g.conf)
+	g.conf.MachineId = hex.EncodeToString(r.MachineID[:])
+	if r.Hostname != "" {
+		g.conf.Hostname = r.Hostname
+		if err := unix.Sethostname([]byte(r.Hostname)); err != nil {
+			return fmt.Errorf("set the host name: %w", err)
+		}
+	}
+	if p := g.procs[function]; p != nil {
+		return rename(p.proc.Pid, old, namesOf(g.conf))
+	}
+	return nil
+}
+
+func setClock(t time.Time) error {
+	ts := unix.NsecToTimespec(t.UnixNano())
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("set the clock: %w", err)
+	}
+	return nil
+}
+
+// addEntropy mixes bytes into the kernel's random generator, trusts them, and
+// has it use them at once: see random(4).
+func addEntropy(b []byte) error {
+	f, err := os.OpenFile("/dev/random", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // nothing is buffered
+	// struct rand_pool_info: bits, bytes, and the bytes.
+	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(b)))
+	info = binary.NativeEndian.AppendUint32(info, uint32(len(b)))
+	info = append(info, b...)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0])))
+	if errno == 0 {
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0)
+	}
+	if errno != 0 {
+		return fmt.Errorf("reseed the random generator: %w", errno)
+	}
+	return nil
+}
+
+// names are what the files in /etc say of a guest.
+type names struct{ hostname, address, machineID string }
+
+func namesOf(c *agentpb.ConfigureRequest) names { return names{c.Hostname, c.Address, c.MachineId} }
+
+// files are the contents by path, relative to the root.
+func (n names) files() map[string]string {
+	host := n.hostname
+	if host == "" {
+		host = "localhost"
+	}
+	// A name for the own address spares servers that ask for their full name
+	// (Python's http.server) a DNS time-out.
+	hosts := "127.0.0.1\tlocalhost\n"
+	if host != "localhost" && n.address != "" {
+		hosts += n.address + "\t" + host + "\n"
+	}
+	f := map[string]string{"etc/hostname": host + "\n", "etc/hosts": hosts}
+	if n.machineID != "" {
+		f["etc/machine-id"] = n.machineID + "\n"
+	}
+	return f
+}
+
+// rename rewrites the files in a process's root that still say what we wrote
+// there. What the function has made its own stays.
+func rename(pid int, old, now names) error {
+	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return nil // it has ended
+	}
+	if err != nil {
+		return fmt.Errorf("the function's root: %w", err)
+	}
+	defer unix.Close(root) //nolint:errcheck // nothing was written
+	before := old.files()
+	for path, text := range now.files() {
+		if before[path] == text {
+			continue
+		}
+		if err := rewrite(root, path, before[path], text); err != nil {
+			return fmt.Errorf("write /%s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func rewrite(root int, path, before, text string) error {
+	fd, err := unix.Openat2(root, path, &unix.OpenHow{
+		Flags:   unix.O_RDWR | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOTDIR):
+		return nil // the function's own
+	case err != nil:
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // a file in memory
+	have := make([]byte, len(before)+1)
+	if n, err := unix.Pread(fd, have, 0); err != nil || string(have[:n]) != before {
+		return nil
+	}
+	if _, err := unix.Pwrite(fd, []byte(text), 0); err != nil {
+		return err
+	}
+	if len(text) == len(before) {
+		return nil
+	}
+	return unix.Ftruncate(fd, int64(len(text)))
+}

@@ -1,0 +1,264 @@
+package migration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/skep-dev/skep/internal/pager"
+)
+
+// pushPages is how many pages are pushed before requests are looked for.
+const pushPages = 16
+
+// receive reads the return path.
+func (s *Source) receive(ctx context.Context) error {
+	in := newReplies(s.cfg.Conn)
+	for {
+		m, err := in.next()
+		if err != nil {
+			if errors.Is(err, ErrFormat) && !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+				return fmt.Errorf("return path: %w", err)
+			}
+			return fmt.Errorf("%w: %w", ErrDropped, err)
+		}
+		switch m.kind {
+		case replyShut:
+			if m.status == 0 && s.stats.ended.Load() {
+				return errCompleted
+			}
+			return fmt.Errorf("%w (status %d)", ErrDropped, m.status)
+		case replyPages, replyPagesID:
+			block, err := s.cfg.State.check(m)
+			if err != nil {
+				return err
+			}
+			r := request{block, m.start / PageSize, m.length / PageSize}
+			if block == s.block {
+				s.rec.touch(r)
+			}
+			s.stats.requests.Add(1)
+			select {
+			case s.requests <- r:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// send restores the machine and then answers.
+func (s *Source) send(ctx context.Context) error {
+	out := newWriter(ctx, s.cfg.Conn)
+	if err := s.intro(ctx, out); err != nil {
+		return err
+	}
+	pushing := s.pushing
+	next := uint64(0)
+	for {
+		select {
+		case r := <-s.requests:
+			if err := s.answer(out, r); err != nil {
+				return err
+			}
+			continue
+		default:
+		}
+		select {
+		case r := <-s.requests:
+			if err := s.answer(out, r); err != nil {
+				return err
+			}
+		case <-pushing:
+			var err error
+			if next, err = s.push(out, next); err != nil {
+				return err
+			}
+			if next == s.sent[s.block].pages {
+				pushing = nil
+				if err := s.finish(out); err != nil {
+					return err
+				}
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// intro sends everything up to the machine's start. QEMU must be told that
+// postcopy may come and be made to discard something before it gets any page:
+// then it sees to it that no huge page of zeros comes to lie around it. The
+// devices go in a package, which QEMU reads as a whole: loading them touches
+// memory, for which the stream must be free.
+func (s *Source) intro(ctx context.Context, out *writer) error {
+	start := time.Now()
+	st := s.cfg.State
+	out.buf = st.appendHeader(out.buf, nil)
+	out.buf = appendCommand(out.buf, cmdOpenReturnPath, nil)
+	out.buf = appendCommand(out.buf, cmdPostcopyAdvise, appendU64(appendU64(nil, PageSize), PageSize))
+	out.buf = st.appendSetup(out.buf, false)
+	discard := append(appendName([]byte{0}, s.cfg.Block), 0) // version, name, its end
+	discard = appendU64(appendU64(discard, 0), st.Blocks[s.block].Size)
+	out.buf = appendCommand(out.buf, cmdDiscard, discard)
+	out.begin(sectionPart, st.SectionID)
+	for _, p := range st.Pages {
+		s.page(out, p.Block, p.Offset/PageSize, p.Data)
+	}
+	if s.cfg.WorkingSet != nil {
+		if err := s.prefetch(ctx, out); err != nil {
+			return err
+		}
+	}
+	out.end(st.SectionID)
+
+	pack := appendCommand(nil, cmdPostcopyListen, nil)
+	pack = append(pack, st.Devices...)
+	pack = appendCommand(pack, cmdPostcopyRun, nil)
+	out.buf = appendCommand(out.buf, cmdPackaged, appendU32(nil, uint32(len(pack))))
+	out.write(pack)
+	if err := out.finish("send machine state"); err != nil {
+		return err
+	}
+	s.stats.startTime.Store(int64(time.Since(start)))
+	return nil
+}
+
+// prefetch sends the working set. Damage in it is no failure: what is not sent
+// is served on demand.
+func (s *Source) prefetch(ctx context.Context, out *writer) error {
+	start := time.Now()
+	err := s.cfg.WorkingSet.Walk(ctx, func(run pager.Run, data []byte) error {
+		for i := range uint64(run.Count) {
+			page := run.Page + i
+			if page >= s.sent[s.block].pages || s.sent[s.block].has(page) {
+				s.stats.preSkipped.Add(1)
+				continue
+			}
+			if run.Zero {
+				s.page(out, s.block, page, nil)
+				s.stats.preZeroed.Add(1)
+				continue
+			}
+			s.page(out, s.block, page, data[i*PageSize:(i+1)*PageSize])
+			s.stats.prefetched.Add(1)
+		}
+		return out.err
+	})
+	s.stats.prefetchTime.Store(int64(time.Since(start)))
+	if err == nil || out.err != nil || ctx.Err() != nil {
+		return errors.Join(out.err, ctx.Err())
+	}
+	s.stats.prefetchError.Store(&err)
+	s.cfg.Log.Warn("postcopy source: prefetch ended early, the rest is served on demand", "error", err)
+	return nil
+}
+
+// page sends a page unless it was sent.
+func (s *Source) page(out *writer, block int, page uint64, data []byte) {
+	if !s.sent[block].has(page) {
+		s.sent[block].set(page)
+		out.page(s.cfg.State, block, page*PageSize, data)
+	}
+}
+
+// answer sends what was asked for, and what else is asked for by now.
+func (s *Source) answer(out *writer, r request) error {
+	out.begin(sectionPart, s.cfg.State.SectionID)
+	sent, err := s.pages(out, r)
+	for more := true; more && err == nil && len(out.buf) < writeSize/4; {
+		select {
+		case r = <-s.requests:
+			var n uint64
+			n, err = s.pages(out, r)
+			sent += n
+		default:
+			more = false
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if sent == 0 {
+		out.buf = out.buf[:0]
+		return nil
+	}
+	out.end(s.cfg.State.SectionID)
+	return out.finish("send pages")
+}
+
+// pages sends the pages of a request that were not sent.
+func (s *Source) pages(out *writer, r request) (sent uint64, err error) {
+	for page := r.page; page < r.page+r.count; page++ {
+		if s.sent[r.block].has(page) {
+			s.stats.raced.Add(1) // on its way while it was asked for
+			continue
+		}
+		zero, err := s.load(out, r.block, page)
+		if err != nil {
+			return sent, err
+		}
+		sent++
+		if zero {
+			s.stats.zeroed.Add(1)
+		} else {
+			s.stats.copied.Add(1)
+		}
+	}
+	return sent, nil
+}
+
+// load sends a page from the source.
+func (s *Source) load(out *writer, block int, page uint64) (zero bool, err error) {
+	off := int64(page * PageSize)
+	if block != s.block || s.cfg.Memory.Zero(off, PageSize) {
+		// All that others have is in the state, which was sent.
+		s.page(out, block, page, nil)
+		return true, out.err
+	}
+	var data [PageSize]byte
+	if n, err := s.cfg.Memory.ReadAt(data[:], off); n < PageSize {
+		return false, fmt.Errorf("read page at %#x: %w", off, errors.Join(err, io.ErrUnexpectedEOF))
+	}
+	zero = isZero(data[:])
+	s.page(out, block, page, data[:])
+	return zero, out.err
+}
+
+// push sends some pages from next on that were not sent, and returns where it
+// got to. Zeros need not be sent: a page that QEMU did not get is zeros once
+// the migration is over.
+func (s *Source) push(out *writer, next uint64) (uint64, error) {
+	sent := &s.sent[s.block]
+	out.begin(sectionPart, s.cfg.State.SectionID)
+	pushed := 0
+	for ; next < sent.pages && pushed < pushPages; next++ {
+		if sent.has(next) || s.cfg.Memory.Zero(int64(next*PageSize), PageSize) {
+			continue
+		}
+		if _, err := s.load(out, s.block, next); err != nil {
+			return next, err
+		}
+		pushed++
+	}
+	if pushed == 0 {
+		out.buf = out.buf[:0]
+		return next, nil
+	}
+	s.stats.pushed.Add(uint64(pushed))
+	out.end(s.cfg.State.SectionID)
+	return next, out.finish("push pages")
+}
+
+// finish ends the stream. What is asked for from now on gets no answer: QEMU
+// wakes those who wait when it sees the end.
+func (s *Source) finish(out *writer) error {
+	s.stats.ended.Store(true)
+	out.begin(sectionEnd, s.cfg.State.SectionID)
+	out.end(s.cfg.State.SectionID)
+	out.buf = append(out.buf, sectionEOF)
+	return out.finish("end the migration")
+}
