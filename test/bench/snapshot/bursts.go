@@ -27,7 +27,8 @@ type burst struct {
 	n            int
 	all          []time.Duration // each restore's
 	last         []time.Duration // each round's, until the last has answered
-	busy, kernel float64         // processor time of all rounds, seconds
+	busy, kernel float64         // processor time of the machine in all rounds, seconds
+	own          float64         // of that the sandboxes' and this program's
 }
 
 // perCore is restores a second and processor.
@@ -35,9 +36,9 @@ func (b *burst) perCore() float64 {
 	return float64(b.n) / median(b.last).Seconds() / float64(runtime.NumCPU())
 }
 
-// cost is the processor time of one restore.
+// cost is the processor time of one restore: the sandbox's and this program's.
 func (b *burst) cost() time.Duration {
-	return time.Duration(b.busy / float64(len(b.all)) * float64(time.Second))
+	return time.Duration(b.own / float64(len(b.all)) * float64(time.Second))
 }
 
 // used is the share of the processors that was busy.
@@ -94,6 +95,10 @@ func (b *burst) add(ctx context.Context, w *world, d sandbox.Driver, fn *functio
 		}
 		boxes[i].unweighed = true
 	}
+	own, err := ownCPUTime()
+	if err != nil {
+		return err
+	}
 	busy, kernel, err := cpuTime()
 	if err != nil {
 		return err
@@ -114,5 +119,17 @@ func (b *burst) add(ctx context.Context, w *world, d sandbox.Driver, fn *functio
 	busyAfter, kernelAfter, err := cpuTime()
 	b.busy += busyAfter - busy
 	b.kernel += kernelAfter - kernel
-	return errors.Join(append(errs, err)...)
+	errs = append(errs, err)
+	ownAfter, err := ownCPUTime()
+	errs = append(errs, err)
+	b.own += ownAfter - own
+	for _, x := range boxes {
+		if x.sb == nil {
+			continue
+		}
+		st, err := x.sb.Stats(ctx)
+		errs = append(errs, err)
+		b.own += st.CPUTime.Seconds()
+	}
+	return errors.Join(errs...)
 }

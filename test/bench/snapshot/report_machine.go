@@ -16,7 +16,7 @@ func (r *results) writeBursts(w io.Writer, plots string) error {
 	fmt.Fprint(w, "## Restores at the same time\n\n")
 	fmt.Fprintf(w, "n restores from nothing but network links at the same time, in the driver's own mode, hot; %d rounds. Throughput: n by the time until the last has answered.\n", r.o.rounds)
 	fmt.Fprintf(w, "REAP: published mean times on %.0f processors (Ustiugov et al., ASPLOS 2021), bound by its disk of 850 MB/s.\n\n", reapMachine)
-	fmt.Fprintln(w, "| | n | restores/s per processor | median | p99 | until the last | processors busy | of that in the kernel | processor time each |\n|---|---|---|---|---|---|---|---|---|")
+	fmt.Fprintln(w, "| | n | restores/s per processor | median | p99 | until the last | processors busy (whole machine) | of that in the kernel | processor time each (sandbox and program) |\n|---|---|---|---|---|---|---|---|---|")
 	for _, b := range r.bursts {
 		name := fmt.Sprintf("%s, %s, %s", b.driver, b.fn.title, b.mode)
 		if b.set {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/internal/cgroup"
 )
 
@@ -112,6 +114,20 @@ func cpuTime() (busy, kernel float64, err error) {
 		return 0, 0, err
 	}
 	return parseStat(string(b))
+}
+
+// ownCPUTime is that of this program and of the children it has waited for,
+// in seconds.
+func ownCPUTime() (float64, error) {
+	var sum float64
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			return 0, fmt.Errorf("getrusage: %w", err)
+		}
+		sum += time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
+	}
+	return sum, nil
 }
 
 // parseStat reads the first line of /proc/stat: user, nice, system, idle,
