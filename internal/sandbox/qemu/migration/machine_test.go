@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -279,6 +281,9 @@ func makeBootFiles(dir string) (files, error) {
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return f, err
+	}
+	if x, err := elf.NewFile(bytes.NewReader(self)); err != nil || slices.ContainsFunc(x.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		return f, errors.Join(err, errors.New("the test's program runs in the guest, so it must be static: set CGO_ENABLED=0"))
 	}
 	mods, err := initramfs.ReadModules(k.Modules)
 	if err != nil {

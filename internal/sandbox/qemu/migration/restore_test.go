@@ -17,13 +17,17 @@ import (
 )
 
 // mapped starts a clone whose memory is a file, copy on write.
-func mapped(ctx context.Context, t testing.TB, s *saved, stream func(io.Writer) error) *machine {
+func mapped(ctx context.Context, t testing.TB, s *saved, change func(*options), stream func(io.Writer) error) *machine {
 	t.Helper()
 	ours, theirs := socketPair(t)
-	m := launch(ctx, t, options{
+	o := options{
 		memory:   fmt.Sprintf("memory-backend-file,id=mem,size=%d,mem-path=%s,share=off", ramSize, s.memory),
 		incoming: theirs,
-	})
+	}
+	if change != nil {
+		change(&o)
+	}
+	m := launch(ctx, t, o)
 	m.capability(ctx, "x-ignore-shared")
 	m.receive(ctx)
 	if err := stream(ours); err != nil {
@@ -127,7 +131,7 @@ func openSet(t testing.TB, path string) *pager.WorkingSet {
 func TestRestoreMapped(t *testing.T) {
 	s := snapshot(t)
 	ctx := deadline(t, time.Minute)
-	m := mapped(ctx, t, s, writeState(s.state))
+	m := mapped(ctx, t, s, nil, writeState(s.state))
 	s.check(ctx, t, m)
 }
 
@@ -160,7 +164,7 @@ func TestRestoreEager(t *testing.T) {
 func TestDiff(t *testing.T) {
 	s := snapshot(t)
 	ctx := deadline(t, 2*time.Minute)
-	m := mapped(ctx, t, s, writeState(s.state))
+	m := mapped(ctx, t, s, nil, writeState(s.state))
 	m.ask(ctx, "dirty 300", "dirtied")
 	want := m.ask(ctx, "zero 100", "zeroed")
 	m.do(ctx, "migrate-set-capabilities", object{"capabilities": []object{{"capability": "x-ignore-shared", "state": false}}}, nil)
@@ -194,7 +198,7 @@ func TestDiff(t *testing.T) {
 	}
 
 	t.Run("over a mapped base", func(t *testing.T) {
-		m := mapped(ctx, t, diff, func(w io.Writer) error {
+		m := mapped(ctx, t, diff, nil, func(w io.Writer) error {
 			return diff.state.WriteIncoming(ctx, w, migration.Memory{Block: "mem", Reader: f, Extents: layer.Extents})
 		})
 		diff.check(ctx, t, m)
@@ -308,7 +312,7 @@ func TestComplete(t *testing.T) {
 		return err
 	})
 	p.kill()
-	m := mapped(ctx, t, again, writeState(again.state))
+	m := mapped(ctx, t, again, nil, writeState(again.state))
 	again.check(ctx, t, m)
 }
 

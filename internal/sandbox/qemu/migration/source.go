@@ -72,7 +72,6 @@ type Source struct {
 	block int
 	stats counters
 
-	requests chan request
 	pushing  chan struct{} // closed by the first Complete
 	pushOnce sync.Once
 	served   chan struct{} // closed when Serve is about to return
@@ -81,8 +80,11 @@ type Source struct {
 	closing func(error) // ends all; the first cause is kept
 
 	rec recorder
+	// sending is full while somebody has the stream: out and sent.
+	sending chan struct{}
+	out     *writer
 	// sent has a bit for each page of each block. A page that is there must
-	// not be sent again: QEMU fails. Only the sending goroutine uses it.
+	// not be sent again: QEMU fails.
 	sent []bitmap
 }
 
@@ -91,9 +93,6 @@ type request struct {
 	block       int
 	page, count uint64
 }
-
-// maxRequests is how many are kept; QEMU has one for each thread that waits.
-const maxRequests = 256
 
 // New checks cfg. On error the connection is still the caller's.
 func New(cfg Config) (*Source, error) {
@@ -127,7 +126,7 @@ func New(cfg Config) (*Source, error) {
 	}
 	s := &Source{
 		cfg: cfg, block: block,
-		requests: make(chan request, maxRequests), pushing: make(chan struct{}), served: make(chan struct{}),
+		pushing: make(chan struct{}), served: make(chan struct{}), sending: make(chan struct{}, 1),
 		rec: recorder{open: true, record: cfg.Record},
 	}
 	for _, b := range cfg.State.Blocks {
@@ -149,6 +148,7 @@ func (s *Source) Serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.closing = cancel
+	s.sending <- struct{}{} // for send, whose introduction comes before all answers
 	var threads sync.WaitGroup
 	threads.Go(func() { s.guard(func() error { return s.receive(ctx) }) })
 	threads.Go(func() { s.guard(func() error { return s.send(ctx) }) })
