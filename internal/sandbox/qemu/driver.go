@@ -211,21 +211,20 @@ func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error 
 	return nil
 }
 
-// connect connects to the agent.
+// connect connects to the agent for the first time.
 func (b *box) connect(ctx context.Context) (*agentpb.PingResponse, error) {
 	b.token = agent.NewToken()
-	c, err := agent.Connect(ctx, b.dialer(agent.Port), b.token)
+	b.openLink()
+	c, err := b.link.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	b.setClient(c)
 	return c.Ping(ctx)
 }
 
-// setClient sets the first connection to the agent, which ends with the
-// machine.
-func (b *box) setClient(c *agent.Client) {
-	b.link.set(c)
+// openLink makes connections to the agent possible, until the machine ends.
+func (b *box) openLink() {
+	b.link.release()
 	go func() {
 		<-b.vm.dead
 		b.link.close()
@@ -234,8 +233,12 @@ func (b *box) setClient(c *agent.Client) {
 
 // dialer dials a port of the guest.
 func (b *box) dialer(port int) func(context.Context) (net.Conn, error) {
+	return b.netDialer("tcp", port)
+}
+
+func (b *box) netDialer(kind string, port int) func(context.Context) (net.Conn, error) {
 	addr := net.JoinHostPort(b.spec.Link.Address.IP.String(), fmt.Sprint(port))
 	return func(ctx context.Context) (net.Conn, error) {
-		return netns.Dial(ctx, b.spec.Link.DialNS, "tcp", addr)
+		return netns.Dial(ctx, b.spec.Link.DialNS, kind, addr)
 	}
 }
