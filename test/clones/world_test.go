@@ -178,6 +178,17 @@ func (b *box) output() string {
 	return string(text)
 }
 
+// ended says how the sandbox has ended, if it has.
+func (b *box) ended(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	e, err := b.sb.Wait(ctx)
+	if err != nil {
+		return "the sandbox runs"
+	}
+	return fmt.Sprintf("the sandbox has ended: %+v", e)
+}
+
 // values asks the function for all that is random. A new sandbox is asked
 // until it is there.
 func (b *box) values(ctx context.Context, booted bool) (map[string][]string, error) {
