@@ -313,14 +313,14 @@ func (s *State) pages(d *decoder, block int, sink func(*State, Page) error) int 
 			d.badf("page with flags %#x: compressed and multifd streams are not read", flags)
 		}
 		if d.err == nil {
-			d.fail2(sink(s, p))
+			d.abort(sink(s, p))
 		}
 	}
 	return block
 }
 
-// fail2 keeps an error as it is, if it is one.
-func (d *decoder) fail2(err error) {
+// abort keeps an error that is not the stream's, if it is one.
+func (d *decoder) abort(err error) {
 	if d.err == nil {
 		d.err = err
 	}
@@ -336,7 +336,7 @@ func (s *State) tail(d *decoder) {
 	}
 	rest, err := io.ReadAll(io.LimitReader(d.r, MaxState+1))
 	if err != nil {
-		d.fail2(fmt.Errorf("read devices: %w", err))
+		d.abort(fmt.Errorf("read devices: %w", err))
 		return
 	}
 	if len(rest) > MaxState {
