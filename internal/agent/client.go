@@ -33,16 +33,12 @@ type Client struct {
 func Connect(ctx context.Context, dial func(context.Context) (net.Conn, error), t Token) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	conn, err := shake(ctx, dial, t, opCalls, nil)
+	conn, err := shake(ctx, dial, t, opCalls)
 	if err != nil {
 		return nil, err
 	}
-	return newClient(conn), nil
-}
-
-func newClient(conn net.Conn) *Client {
 	c := ttrpc.NewClient(conn)
-	return &Client{c: c, rpc: agentpb.NewAgentClient(c)}
+	return &Client{c: c, rpc: agentpb.NewAgentClient(c)}, nil
 }
 
 // Close ends the connection; calls that are under way fail.

@@ -156,9 +156,7 @@ func (g *gate) check(c net.Conn) (pass bool, err error) {
 	}
 	switch op := head[tokenSize]; op {
 	case opCalls:
-		err = answer(c, nil)
-	case opRestore:
-		err = g.restore(c)
+		_, err = c.Write([]byte{answerOK})
 	case opSuspend:
 		return false, g.suspend(c)
 	default:
@@ -181,23 +179,6 @@ func (g *gate) knows(t Token) bool {
 	return subtle.ConstantTimeCompare(t[:], g.token[:]) == 1
 }
 
-func (g *gate) restore(c net.Conn) error {
-	r, err := readRestored(c)
-	if err == nil {
-		_ = c.SetDeadline(time.Time{}) // from here on it is the guest that is slow
-		if err = g.guest.Restored(r); err == nil {
-			g.mu.Lock()
-			g.token = &r.Token
-			g.mu.Unlock()
-		}
-		_ = c.SetDeadline(time.Now().Add(handshake))
-	}
-	if werr := answer(c, err); err == nil {
-		err = werr
-	}
-	return err
-}
-
 // suspend ends all calls and waits until the host has closed this connection.
 func (g *gate) suspend(c net.Conn) error {
 	g.mu.Lock()
@@ -212,4 +193,23 @@ func (g *gate) suspend(c net.Conn) error {
 	}
 	_, err := io.Copy(io.Discard, io.LimitReader(c, 1))
 	return err
+}
+
+// restored tells the guest, once, even if its answer was lost.
+func (g *gate) restored(t Token, r *Restored) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.token == nil:
+		return errDenied
+	case subtle.ConstantTimeCompare(r.Token[:], g.token[:]) == 1:
+		return nil
+	case subtle.ConstantTimeCompare(t[:], g.token[:]) != 1:
+		return errDenied
+	}
+	if err := g.guest.Restored(r); err != nil {
+		return err
+	}
+	g.token = &r.Token
+	return nil
 }

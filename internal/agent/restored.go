@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 )
 
@@ -52,26 +51,20 @@ func (r *Restored) encode(wall time.Time) ([]byte, error) {
 	return append(b, r.Hostname...), nil
 }
 
-// readRestored reads what encode made.
-func readRestored(from io.Reader) (*Restored, error) {
-	var b [restoredSize]byte
-	if _, err := io.ReadFull(from, b[:]); err != nil {
-		return nil, err
+// parseRestored reads what encode made.
+func parseRestored(b []byte) (*Restored, error) {
+	if len(b) < restoredSize || len(b) != restoredSize+int(b[restoredSize-1]) {
+		return nil, fmt.Errorf("%d bytes", len(b))
 	}
-	var r Restored
-	rest := b[:]
-	rest = rest[copy(r.Token[:], rest):]
-	rest = rest[copy(r.Entropy[:], rest):]
-	rest = rest[copy(r.MachineID[:], rest):]
-	r.Wall = time.Unix(0, int64(binary.BigEndian.Uint64(rest)))
-	r.NewDisks = rest[8] != 0
-	name := make([]byte, rest[9])
-	if _, err := io.ReadFull(from, name); err != nil {
-		return nil, err
-	}
-	r.Hostname = string(name)
-	if len(name) > maxHostname || hasControl(r.Hostname) {
+	r := &Restored{}
+	b = b[copy(r.Token[:], b):]
+	b = b[copy(r.Entropy[:], b):]
+	b = b[copy(r.MachineID[:], b):]
+	r.Wall = time.Unix(0, int64(binary.BigEndian.Uint64(b)))
+	r.NewDisks = b[8] != 0
+	r.Hostname = string(b[10:])
+	if len(r.Hostname) > maxHostname || hasControl(r.Hostname) {
 		return nil, errors.New("host name out of bounds")
 	}
-	return &r, nil
+	return r, nil
 }

@@ -36,7 +36,8 @@ type Guest interface {
 	// Suspend is called before a snapshot is made. It says how many bytes of
 	// output the function has written so far.
 	Suspend() Marks
-	// Restored gives a guest that has been restored its identity.
+	// Restored gives a guest that has been restored its identity. It is called
+	// on a thread of its own.
 	Restored(r *Restored) error
 }
 
@@ -49,6 +50,11 @@ func Serve(ctx context.Context, l net.Listener, host net.IP, g Guest) error {
 	}
 	agentpb.RegisterAgentService(srv, &service{g})
 	gate := newGate(l, host, g)
+	d, err := listenRestored(l.Addr(), gate)
+	if err != nil {
+		return errors.Join(err, gate.Close())
+	}
+	defer d.close()
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	if err := srv.Serve(ctx, gate); !errors.Is(err, ttrpc.ErrServerClosed) {

@@ -23,13 +23,15 @@ const function = 0
 type guest struct {
 	ping *agentpb.PingResponse
 
-	mu     sync.Mutex // held through Configure and Start
-	conf   *agentpb.ConfigureRequest
-	cg     *cgroup
-	stage  *stage // between Configure and Start
-	procs  map[uint32]*process
-	nextID uint32
-	execs  int
+	mu   sync.Mutex // held through Configure and Start
+	conf *agentpb.ConfigureRequest
+	// nameFiles are open since Suspend.
+	nameFiles []nameFile
+	cg        *cgroup
+	stage     *stage // between Configure and Start
+	procs     map[uint32]*process
+	nextID    uint32
+	execs     int
 }
 
 var _ agent.Guest = (*guest)(nil)

@@ -15,7 +15,8 @@ import (
 	"github.com/skep-dev/skep/internal/agent/agentpb"
 )
 
-// Suspend says how much output the function has written.
+// Suspend says how much output the function has written, and opens the files
+// that Restored rewrites: there, every step is in the way of a request.
 func (g *guest) Suspend() agent.Marks {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -23,6 +24,10 @@ func (g *guest) Suspend() agent.Marks {
 	if p == nil {
 		return agent.Marks{}
 	}
+	for _, f := range g.nameFiles {
+		_ = unix.Close(f.fd)
+	}
+	g.nameFiles = openNames(p.proc.Pid, namesOf(g.conf))
 	return agent.Marks{Stdout: p.out.written(), Stderr: p.err.written()}
 }
 
@@ -53,8 +58,10 @@ func (g *guest) Restored(r *agent.Restored) error {
 			return fmt.Errorf("set the host name: %w", err)
 		}
 	}
-	if p := g.procs[function]; p != nil {
-		return rename(p.proc.Pid, old, namesOf(g.conf))
+	for _, f := range g.nameFiles {
+		if err := f.rewrite(old, namesOf(g.conf)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -113,50 +120,51 @@ func (n names) files() map[string]string {
 	return f
 }
 
-// rename rewrites the files in a process's root that still say what we wrote
-// there. What the function has made its own stays.
-func rename(pid int, old, now names) error {
-	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
-		return nil // it has ended
-	}
-	if err != nil {
-		return fmt.Errorf("the function's root: %w", err)
-	}
-	defer unix.Close(root) //nolint:errcheck // nothing was written
-	before := old.files()
-	for path, text := range now.files() {
-		if before[path] == text {
-			continue
-		}
-		if err := rewrite(root, path, before[path], text); err != nil {
-			return fmt.Errorf("write /%s: %w", path, err)
-		}
-	}
-	return nil
+// nameFile is an open file of names.
+type nameFile struct {
+	path string
+	fd   int
 }
 
-func rewrite(root int, path, before, text string) error {
-	fd, err := unix.Openat2(root, path, &unix.OpenHow{
-		Flags:   unix.O_RDWR | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
-	})
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOTDIR):
-		return nil // the function's own
-	case err != nil:
-		return err
+// openNames opens the files in a process's root that say what we wrote there.
+// What the function has made its own is left to it.
+func openNames(pid int, n names) []nameFile {
+	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil // it has ended
 	}
-	defer unix.Close(fd) //nolint:errcheck // a file in memory
-	have := make([]byte, len(before)+1)
-	if n, err := unix.Pread(fd, have, 0); err != nil || string(have[:n]) != before {
+	defer unix.Close(root) //nolint:errcheck // nothing was written
+	var open []nameFile
+	for path, text := range n.files() {
+		fd, err := unix.Openat2(root, path, &unix.OpenHow{
+			Flags:   unix.O_RDWR | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+		})
+		if err != nil {
+			continue
+		}
+		have := make([]byte, len(text)+1)
+		if k, err := unix.Pread(fd, have, 0); err != nil || string(have[:k]) != text {
+			_ = unix.Close(fd)
+			continue
+		}
+		open = append(open, nameFile{path, fd})
+	}
+	return open
+}
+
+// rewrite replaces the content.
+func (f nameFile) rewrite(old, now names) error {
+	was, text := old.files()[f.path], now.files()[f.path]
+	if was == text {
 		return nil
 	}
-	if _, err := unix.Pwrite(fd, []byte(text), 0); err != nil {
-		return err
+	_, err := unix.Pwrite(f.fd, []byte(text), 0)
+	if err == nil && len(text) != len(was) {
+		err = unix.Ftruncate(f.fd, int64(len(text)))
 	}
-	if len(text) == len(before) {
-		return nil
+	if err != nil {
+		return fmt.Errorf("write /%s: %w", f.path, err)
 	}
-	return unix.Ftruncate(fd, int64(len(text)))
+	return nil
 }

@@ -56,10 +56,15 @@ var (
 
 func newBox(spec *sandbox.Spec) *box {
 	s := *spec
-	return &box{
+	b := &box{
 		spec: &s, resources: ocispec.Defaults(spec.Resources),
-		link: newLink(), destroying: make(chan struct{}, 1), saving: make(chan struct{}, 1), ended: make(chan struct{}),
+		destroying: make(chan struct{}, 1), saving: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
+	b.link = newLink(func(ctx context.Context) (*agent.Client, error) {
+		return agent.Connect(ctx, b.dialer(agent.Port), b.token)
+	})
+	b.link.hold() // until there is an agent
+	return b
 }
 
 // ID is Spec.ID.

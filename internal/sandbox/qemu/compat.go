@@ -29,17 +29,18 @@ func (d *Driver) Compatibility(ctx context.Context, spec *sandbox.Spec) (sandbox
 		return sandbox.Compatibility{}, err
 	}
 	sum := sha256.Sum256(d.agent)
-	m := newBox(spec).machine(accel)
+	b := newBox(spec)
+	m := b.machine(accel)
 	c := sandbox.Compatibility{
 		Version: version, Kernel: a.kernelDigest, Agent: hex.EncodeToString(sum[:]),
-		CPUModel: "tcg max", MemoryBytes: m.memoryMiB * mib, VCPUs: int(m.cpus),
+		CPUModel: "tcg max", CPUFeatures: []string{"tcg"}, MemoryBytes: b.resources.MemoryBytes, VCPUs: int(m.cpus),
 	}
 	if accel == AccelKVM {
-		b, err := os.ReadFile("/proc/cpuinfo")
+		info, err := os.ReadFile("/proc/cpuinfo")
 		if err != nil {
 			return c, fmt.Errorf("qemu: %w", err)
 		}
-		c.CPUModel, c.CPUFeatures = parseCPU(string(b))
+		c.CPUModel, c.CPUFeatures = parseCPU(string(info))
 	}
 	return c, nil
 }

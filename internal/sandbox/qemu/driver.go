@@ -17,7 +17,6 @@ import (
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/netns"
 	"github.com/skep-dev/skep/internal/sandbox"
-	"github.com/skep-dev/skep/internal/sandbox/ocispec"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
 )
 
@@ -44,6 +43,8 @@ type Driver struct {
 	kernel   guestkernel.Kernel
 	agent    []byte
 	cacheDir string
+	// kernelArgs are appended to the guest kernel's.
+	kernelArgs []string
 
 	preparing chan struct{} // lock of assets
 	assets    *assets
@@ -87,10 +88,8 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	if _, f, err := ocispec.OpenImage(spec.Rootfs); err != nil {
+	if err := checkRootfs(spec.Rootfs); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
-	} else if err := f.Close(); err != nil {
-		return nil, err
 	}
 	accel, err := d.resolveAccel(ctx)
 	if err != nil {
@@ -154,6 +153,7 @@ func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error 
 	defer unlock(d.booting)
 	start := time.Now()
 	m := b.machine(accel)
+	m.guestParams = append(m.guestParams, d.kernelArgs...)
 	m.assets = a
 	b.limits = m.limits()
 	if b.group, err = cgroup.Create(b.spec.Cgroup, b.limits); err != nil {
@@ -211,21 +211,20 @@ func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error 
 	return nil
 }
 
-// connect connects to the agent.
+// connect connects to the agent for the first time.
 func (b *box) connect(ctx context.Context) (*agentpb.PingResponse, error) {
 	b.token = agent.NewToken()
-	c, err := agent.Connect(ctx, b.dialer(agent.Port), b.token)
+	b.openLink()
+	c, err := b.link.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	b.setClient(c)
 	return c.Ping(ctx)
 }
 
-// setClient sets the first connection to the agent, which ends with the
-// machine.
-func (b *box) setClient(c *agent.Client) {
-	b.link.set(c)
+// openLink makes connections to the agent possible, until the machine ends.
+func (b *box) openLink() {
+	b.link.release()
 	go func() {
 		<-b.vm.dead
 		b.link.close()
@@ -234,8 +233,12 @@ func (b *box) setClient(c *agent.Client) {
 
 // dialer dials a port of the guest.
 func (b *box) dialer(port int) func(context.Context) (net.Conn, error) {
+	return b.netDialer("tcp", port)
+}
+
+func (b *box) netDialer(kind string, port int) func(context.Context) (net.Conn, error) {
 	addr := net.JoinHostPort(b.spec.Link.Address.IP.String(), fmt.Sprint(port))
 	return func(ctx context.Context) (net.Conn, error) {
-		return netns.Dial(ctx, b.spec.Link.DialNS, "tcp", addr)
+		return netns.Dial(ctx, b.spec.Link.DialNS, kind, addr)
 	}
 }

@@ -1,22 +1,12 @@
 package qemu
 
-import (
-	"fmt"
-	"os/exec"
-	"runtime"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // QEMU opens the file of the guest's memory for writing even if it will map it
 // copy-on-write, and no version up to 8.1 can be told otherwise. But one that
 // is broken out of must not be able to change the memory that others are
 // restored from. So the file is given to QEMU as its descriptor 0, open for
 // reading, and a system call filter has QEMU's attempt to open it return 0.
-//
-// The filter also has madvise(MADV_HUGEPAGE) do nothing, where asked for: with
-// it, the kernel reads 2 MiB of the file for every page that is missing.
 
 // memoryPath is what QEMU tries to open. There is nothing of that name.
 const memoryPath = "/nowhere/guest-memory"
@@ -30,14 +20,11 @@ const (
 	seccompArg2 = 16 + 16
 )
 
-// auditArch is AUDIT_ARCH_X86_64 (linux/audit.h).
-const auditArch = 0xc000003e
-
 // returnZero makes a system call return 0 and do nothing.
 const returnZero = unix.SECCOMP_RET_ERRNO | 0
 
 // filter is the program for the kernel.
-func filter(smallPages bool) []unix.SockFilter {
+func filter() []unix.SockFilter {
 	load := func(offset uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
 	}
@@ -51,47 +38,15 @@ func filter(smallPages bool) []unix.SockFilter {
 	// Another architecture's calls have other numbers: QEMU makes none.
 	f := []unix.SockFilter{
 		load(seccompArch),
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: auditArch, Jt: 1},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.AUDIT_ARCH_X86_64, Jt: 1},
 		ret(unix.SECCOMP_RET_ALLOW),
 		load(seccompNr),
 	}
-	call := func(nr uint32, argument, value uint32) {
+	call := func(nr, argument, value uint32) {
 		f = append(f, skip(nr, 4), load(argument), skip(value, 1), ret(returnZero), ret(unix.SECCOMP_RET_ALLOW))
 	}
 	// Nothing else in QEMU opens with exactly these flags.
 	call(unix.SYS_OPENAT, seccompArg2, unix.O_RDWR)
 	call(unix.SYS_OPEN, seccompArg1, unix.O_RDWR)
-	if smallPages {
-		call(unix.SYS_MADVISE, seccompArg2, unix.MADV_HUGEPAGE)
-	}
 	return append(f, ret(unix.SECCOMP_RET_ALLOW))
-}
-
-// startFiltered starts a command under the filter, which processes inherit
-// from the thread that makes them. That thread ends here: Go makes no others
-// from one that is locked.
-func startFiltered(cmd *exec.Cmd, f []unix.SockFilter) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlock it
-		if err := install(f); err != nil {
-			done <- fmt.Errorf("system call filter: %w", err)
-			return
-		}
-		done <- cmd.Start()
-	}()
-	return <-done
-}
-
-func install(f []unix.SockFilter) error {
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return err
-	}
-	p := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&p)))
-	runtime.KeepAlive(f)
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }

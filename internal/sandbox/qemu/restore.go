@@ -225,12 +225,11 @@ func (b *box) resume(ctx context.Context) error {
 	}
 	b.addPhase("resume", begin)
 	begin = time.Now()
-	c, err := agent.Resume(ctx, b.dialer(agent.Port), agent.Token(b.image.state.Token), r)
-	if err != nil {
+	if err := agent.Resume(ctx, b.netDialer("udp", agent.Port), agent.Token(b.image.state.Token), r); err != nil {
 		return fmt.Errorf("%w: %w", err, b.vm.explain())
 	}
 	b.token, b.marks = r.Token, b.image.state.Marks
-	b.setClient(c)
+	b.openLink()
 	b.addPhase("agent", begin)
 	return nil
 }

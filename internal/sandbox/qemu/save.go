@@ -60,11 +60,12 @@ func (b *box) Save(ctx context.Context, o sandbox.SaveOptions) (err error) {
 func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File, statePath string) error {
 	b.conns.reset()
 	// From here on the machine must get its agent's connection back.
-	b.link.set(nil)
+	b.link.hold()
 	marks, err := agent.Suspend(ctx, b.dialer(agent.Port), b.token)
 	if err != nil {
 		return errors.Join(err, b.reconnect(ctx))
 	}
+	b.rest(ctx)
 	devices, err := b.freeze(ctx, func() error { return b.copyMemory(to, o.Diff) })
 	// The agent first: whoever waits for the sandbox waits for it.
 	if err = errors.Join(err, b.reconnect(ctx)); err != nil {
@@ -73,6 +74,36 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File, stat
 	s := b.saved
 	s.Token, s.Marks = b.token[:], marks
 	return writeState(statePath, s, devices)
+}
+
+// How long a machine may take to come to rest, and what is rest: by how much
+// its processor is used between two looks.
+const (
+	restTimeout = time.Second
+	restLook    = 20 * time.Millisecond
+	restUse     = restLook / 10
+)
+
+// rest waits until the guest has nothing to do, for a while. What it does as
+// its connections end, every clone would have to do too, before its first
+// request.
+func (b *box) rest(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, restTimeout)
+	defer cancel()
+	t := time.NewTicker(restLook)
+	defer t.Stop()
+	for last := time.Duration(-1); ; {
+		s, err := b.group.Stats()
+		if err != nil || (last >= 0 && s.CPUTime-last < restUse) {
+			return
+		}
+		last = s.CPUTime
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // freeze stops the machine, returns its devices' state, calls f, and has it go
@@ -113,14 +144,12 @@ func (b *box) copyMemory(to *os.File, diff bool) error {
 func (b *box) reconnect(ctx context.Context) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
-	c, err := agent.Connect(clean, b.dialer(agent.Port), b.token)
+	b.link.release()
+	_, err := b.link.get(clean)
 	if err != nil {
 		b.vm.kill()
-		b.link.close()
-		return err
 	}
-	b.link.set(c)
-	return nil
+	return err
 }
 
 // devices has QEMU write the devices' state. QEMU opens no file: it is given

@@ -25,6 +25,9 @@ const (
 func (b *box) watch() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	if b.image != nil {
+		b.settle()
+	}
 	var copies sync.WaitGroup
 	for s, w := range map[agentpb.Stream]io.Writer{
 		agentpb.Stream_STREAM_STDOUT: b.spec.Stdout, agentpb.Stream_STREAM_STDERR: b.spec.Stderr,
@@ -51,6 +54,19 @@ func (b *box) watch() {
 	}
 	b.end(exit(r))
 	b.vm.kill()
+}
+
+// settleTime is how long nobody listens to a machine that was restored, unless
+// somebody wants its agent for another reason: its first request goes before.
+const settleTime = time.Second
+
+func (b *box) settle() {
+	t := time.NewTimer(settleTime)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-b.vm.dead:
+	}
 }
 
 // copyOutput copies the function's output to its end, over as many connections

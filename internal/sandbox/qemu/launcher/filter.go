@@ -44,13 +44,17 @@ func hugePageFilter(arch uint32) []unix.SockFilter {
 	}
 }
 
-// ignoreHugePages installs the filter for this thread and its children.
+// ignoreHugePages installs that filter.
 func ignoreHugePages() error {
 	arch, ok := auditArch[runtime.GOARCH]
 	if !ok {
 		return fmt.Errorf("seccomp filter for %s: %w", runtime.GOARCH, ErrUnsupported)
 	}
-	filter := hugePageFilter(arch)
+	return install(hugePageFilter(arch))
+}
+
+// install installs a filter for this thread and its children.
+func install(filter []unix.SockFilter) error {
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, setFilter, 0, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(filter)

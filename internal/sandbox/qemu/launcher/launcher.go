@@ -39,6 +39,8 @@ type Options struct {
 	NoHugePages bool
 	// Userfaultfd lets the process use userfaultfd, whatever its user.
 	Userfaultfd bool
+	// Filter is a further seccomp program, if not empty.
+	Filter []unix.SockFilter
 }
 
 // Start is cmd.Start with the options. Everything else of cmd is as ever, but
@@ -66,6 +68,11 @@ func Start(cmd *exec.Cmd, o Options) error {
 		}
 		if o.NoHugePages {
 			if err := ignoreHugePages(); err != nil {
+				return fmt.Errorf("launch: %w", err)
+			}
+		}
+		if len(o.Filter) > 0 {
+			if err := install(o.Filter); err != nil {
 				return fmt.Errorf("launch: %w", err)
 			}
 		}
