@@ -106,7 +106,7 @@ func (s *instance) writeBundle() error {
 		return err
 	}
 	defer closer.Close()
-	spec, err := newSpec(&s.spec, image, s.restore != nil)
+	spec, err := newSpec(&s.spec, image, s.restore)
 	if err != nil {
 		return err
 	}
