@@ -147,6 +147,11 @@ func (sn *snapshots) testPrepared(t *testing.T) {
 	}
 	time.Sleep(time.Until(begin.Add(clockError + time.Second))) // for the clocks
 	for _, b := range boxes {
+		if st, err := b.sb.Stats(sn.ctx(t)); err != nil || st.MemoryBytes <= 0 {
+			t.Errorf("Stats before Start: %+v, %v", st, err)
+		} else {
+			t.Logf("sandbox %s holds %d KiB while it waits", b.spec.Hostname, st.MemoryBytes>>10)
+		}
 		if b.output(t, "stdout") != "" {
 			t.Errorf("sandbox %s runs before Start: %s", b.spec.Hostname, b.output(t, "stdout"))
 		}
