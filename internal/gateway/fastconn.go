@@ -29,6 +29,7 @@ type fastConn struct {
 	out       *bufio.Writer
 	deadline  time.Time // of conn, as last set
 	req       fastRequest
+	resp      fastResponse
 	http      http.Request // for http.ReadResponse, which asks for the method
 	watch     *watch       // of the request being served, nil until it is slow
 	rawHost   string       // the last Host, and what became of it

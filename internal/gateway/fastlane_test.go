@@ -2,12 +2,14 @@ package gateway
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +110,42 @@ func FuzzFastParse(f *testing.F) {
 				found = found || v == string(fl.value)
 			}
 			if !found || hopByHop(name) || ours(name) {
+				t.Fatalf("field %q: %q, net/http has %q", fl.name, fl.value, r.Header[name])
+			}
+		}
+	})
+}
+
+// FuzzFastResponse does the same for responses.
+func FuzzFastResponse(f *testing.F) {
+	for _, s := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "HTTP/1.1 404 Not Found\r\nServer: x\r\nConnection: keep-alive\r\ncontent-length:\t0 \r\nA: b\r\na: c\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nhi", "HTTP/1.1 204 No Content\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 200 OK", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nX: y\n\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var p fastResponse
+		if !p.parse(b) {
+			return
+		}
+		br := bufio.NewReader(bytes.NewReader(b))
+		r, err := http.ReadResponse(br, &http.Request{Method: "GET"})
+		if err != nil {
+			t.Fatalf("net/http refuses it: %v\n%q", err, b)
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil || string(body) != string(p.body) || br.Buffered() != 0 {
+			t.Fatalf("body %q, net/http's %q, %v, rest %d\n%q", p.body, body, err, br.Buffered(), b)
+		}
+		if r.StatusCode != p.status || r.ProtoMinor != 1 || r.Close || len(r.TransferEncoding) != 0 || len(r.Trailer) != 0 {
+			t.Fatalf("%d close=%v\n%q", r.StatusCode, r.Close, b)
+		}
+		for _, fl := range p.fields[:p.n] {
+			name := http.CanonicalHeaderKey(string(fl.name))
+			if !slices.Contains(r.Header[name], string(fl.value)) || hopByHop(name) || !validName(name) || name == "Content-Length" {
 				t.Fatalf("field %q: %q, net/http has %q", fl.name, fl.value, r.Header[name])
 			}
 		}

@@ -42,51 +42,42 @@ func (q *fastRequest) parse(b []byte) bool {
 	q.n, q.host, q.id, q.hasBody, q.body = 0, nil, nil, false, nil
 	length := 0
 	for len(head) > 0 {
-		i := bytes.IndexByte(head, '\r')
-		if i < 0 || i+1 >= len(head) || head[i+1] != '\n' {
+		f, rest, ok := nextField(head)
+		if !ok {
 			return false
 		}
-		line, head = head[:i], head[i+2:]
-		colon := bytes.IndexByte(line, ':')
-		if colon <= 0 || !fastName(line[:colon]) {
-			return false
-		}
-		name, value := line[:colon], bytes.Trim(line[colon+1:], " \t")
-		if !fastValue(value) {
-			return false
-		}
-		switch kindOf(name) {
+		head = rest
+		switch kindOf(f.name) {
 		case fieldOdd:
 			return false
 		case fieldHost:
-			if q.host != nil || len(value) == 0 {
+			if q.host != nil || len(f.value) == 0 {
 				return false
 			}
-			q.host = value
+			q.host = f.value
 		case fieldLength:
 			if q.hasBody {
 				return false
 			}
-			var ok bool
-			if length, ok = fastLength(value); !ok {
+			if length, ok = fastLength(f.value); !ok {
 				return false
 			}
 			q.hasBody = true
 		case fieldConnection:
-			if !equalFold(value, "keep-alive") {
+			if !equalFold(f.value, "keep-alive") {
 				return false
 			}
 		case fieldID:
-			if q.id != nil || len(value) == 0 {
+			if q.id != nil || len(f.value) == 0 {
 				return false
 			}
-			q.id = value
+			q.id = f.value
 		case fieldDropped:
 		case fieldPlain:
 			if q.n == maxFastHeaders {
 				return false
 			}
-			q.fields[q.n] = fastField{name, value}
+			q.fields[q.n] = f
 			q.n++
 		}
 	}
@@ -96,6 +87,21 @@ func (q *fastRequest) parse(b []byte) bool {
 	q.body = b[end+4 : end+4+length]
 	q.size = end + 4 + length
 	return true
+}
+
+// nextField takes a header line from head, which ends with one.
+func nextField(head []byte) (f fastField, rest []byte, ok bool) {
+	i := bytes.IndexByte(head, '\r')
+	if i < 0 || i+1 >= len(head) || head[i+1] != '\n' {
+		return f, nil, false
+	}
+	line, rest := head[:i], head[i+2:]
+	colon := bytes.IndexByte(line, ':')
+	if colon <= 0 || !fastName(line[:colon]) {
+		return f, nil, false
+	}
+	f = fastField{line[:colon], bytes.Trim(line[colon+1:], " \t")}
+	return f, rest, fastValue(f.value)
 }
 
 func (q *fastRequest) requestLine(line []byte) bool {

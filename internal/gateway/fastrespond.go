@@ -13,7 +13,7 @@ func (x *fastExchange) respond(u *upstreamConn, resp *http.Response) error {
 	x.begun = true
 	bodyless := x.c.req.method == http.MethodHead || resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified
 	chunked := !bodyless && resp.ContentLength < 0
-	x.writeHead(resp, chunked, x.timing())
+	x.writeHead(resp, chunked, true)
 	if bodyless || resp.ContentLength == 0 {
 		return out.Flush()
 	}
@@ -54,22 +54,32 @@ func (x *fastExchange) respond(u *upstreamConn, resp *http.Response) error {
 	return nil
 }
 
-func (x *fastExchange) timing() string {
-	var buf [96]byte
-	b := appendTiming(buf[:0], "queue", 0)
+// writeOurs writes the gateway's own headers.
+func (x *fastExchange) writeOurs() {
+	out := x.c.out
+	_, _ = out.WriteString("X-Request-Id: ")
+	_, _ = out.WriteString(x.id)
+	_, _ = out.WriteString("\r\nX-Skep-Start: warm\r\nServer-Timing: ")
+	b := appendTiming(out.AvailableBuffer(), "queue", 0)
 	b = appendTiming(b, "dial", x.sentAt.Sub(x.start))
 	b = appendTiming(b, "upstream", x.upstream)
-	return string(b)
+	_, _ = out.Write(b)
+	_, _ = out.WriteString("\r\n")
 }
 
-// writeHead writes the response's header; timing is "" for informational ones.
-func (x *fastExchange) writeHead(resp *http.Response, chunked bool, timing string) {
+func (x *fastExchange) writeStatus(code int) {
 	out := x.c.out
 	_, _ = out.WriteString("HTTP/1.1 ")
-	_, _ = out.Write(strconv.AppendInt(out.AvailableBuffer(), int64(resp.StatusCode), 10))
+	_, _ = out.Write(strconv.AppendInt(out.AvailableBuffer(), int64(code), 10))
 	_ = out.WriteByte(' ')
-	_, _ = out.WriteString(http.StatusText(resp.StatusCode))
+	_, _ = out.WriteString(http.StatusText(code))
 	_, _ = out.WriteString("\r\n")
+}
+
+// writeHead writes the header of a final or an informational response.
+func (x *fastExchange) writeHead(resp *http.Response, chunked, final bool) {
+	out := x.c.out
+	x.writeStatus(resp.StatusCode)
 	drop := named(resp.Header)
 	for name, values := range resp.Header {
 		if hopByHop(name) || contains(drop, name) || !validName(name) {
@@ -87,10 +97,8 @@ func (x *fastExchange) writeHead(resp *http.Response, chunked bool, timing strin
 			_ = writeHeader(out, name, v) // ReadResponse let no line break in
 		}
 	}
-	if timing != "" {
-		_ = writeHeader(out, "X-Request-Id", x.id)
-		_, _ = out.WriteString("X-Skep-Start: warm\r\n")
-		_ = writeHeader(out, "Server-Timing", timing)
+	if final {
+		x.writeOurs()
 		if chunked {
 			_, _ = out.WriteString("Transfer-Encoding: chunked\r\n")
 			if len(resp.Trailer) > 0 {

@@ -40,7 +40,7 @@ func (c *fastConn) exchange() fastResult {
 	held := true
 	defer func() {
 		if held { // only after a panic
-			rv.release(t.inst)
+			rv.release(t.inst, false)
 			rv.leave(start)
 		}
 	}()
@@ -68,7 +68,7 @@ func (c *fastConn) exchange() fastResult {
 		return fastGive
 	}
 	end := c.g.cfg.Now()
-	rv.release(t.inst)
+	rv.release(t.inst, err == nil)
 	rv.leave(end)
 	rv.metrics.observe(x.status, end.Sub(start))
 	x.log(err, end)
@@ -123,8 +123,8 @@ type fastExchange struct {
 
 // over sends the request over u. It reports whether u can be used again.
 func (x *fastExchange) over(u *upstreamConn) (keep bool, err error) {
-	c, q := x.c, &x.c.req
-	x.sentAt = c.g.cfg.Now()
+	q := &x.c.req
+	x.sentAt = x.c.g.cfg.Now()
 	if x.deadline.After(u.writeUntil) {
 		u.writeUntil = x.deadline.Add(10 * deadlineSlack)
 		_ = u.SetWriteDeadline(u.writeUntil)
@@ -143,18 +143,25 @@ func (x *fastExchange) over(u *upstreamConn) (keep bool, err error) {
 	if err != nil {
 		return false, x.failed(u, again, err)
 	}
+	if done, err := x.quick(u); done {
+		return x.reusable(err == nil), err
+	}
 	resp, err := x.head(u) //nolint:bodyclose // u is its body, and has an end of its own
 	u.headerLeft = -1
 	if err != nil {
 		return false, x.failed(u, false, err)
 	}
-	x.upstream = c.g.cfg.Now().Sub(x.sentAt)
+	x.upstream = x.c.g.cfg.Now().Sub(x.sentAt)
 	err = x.respond(u, resp)
-	keep = err == nil && !resp.Close && u.br.Buffered() == 0
-	if c.watch != nil { // it may abort u until it has ended
-		keep = c.watch.end() && keep
+	return x.reusable(err == nil && !resp.Close && u.br.Buffered() == 0), err
+}
+
+// reusable reports whether a connection that was served well can be kept.
+func (x *fastExchange) reusable(well bool) bool {
+	if x.c.watch != nil { // it may abort the connection until it has ended
+		return x.c.watch.end() && well
 	}
-	return keep, err
+	return well
 }
 
 func isTimeout(err error) bool {
@@ -227,7 +234,7 @@ func (x *fastExchange) head(u *upstreamConn) (*http.Response, error) {
 			return nil, errors.New("it switched protocols without being asked")
 		case code == http.StatusContinue: // nobody waits for it
 		case code < 200:
-			x.writeHead(resp, false, "")
+			x.writeHead(resp, false, false)
 			if err := x.c.out.Flush(); err != nil {
 				return nil, err
 			}

@@ -10,8 +10,6 @@ import (
 )
 
 const (
-	// prefetchBuffers is how many chunks are read ahead of the installation.
-	prefetchBuffers = 3
 	// installSize bounds one installation, in bytes: a removal waits for it.
 	installSize = 512 << 10
 	// retryPause is how long the prefetch waits for the workers to take the
@@ -23,7 +21,7 @@ const (
 // what is not installed is served on demand.
 func (s *Server) prefetch(ctx context.Context) error {
 	start := time.Now()
-	err := s.installSet(ctx)
+	err := s.cfg.WorkingSet.Walk(ctx, func(run Run, data []byte) error { return s.installRun(ctx, run, data) })
 	if werr := s.wakeAll(); err == nil {
 		err = werr
 	}
@@ -36,89 +34,6 @@ func (s *Server) prefetch(ctx context.Context) error {
 		s.stats.prefetchError.Store(&err)
 		if ctx.Err() == nil {
 			s.cfg.Log.Warn("pager: prefetch ended early, the rest is served on demand", "error", err)
-		}
-	}
-	return nil
-}
-
-// filled is a chunk of the working set's data, or the error in its place.
-type filled struct {
-	data []byte
-	err  error
-}
-
-// installSet reads on one thread and installs on another.
-func (s *Server) installSet(ctx context.Context) error {
-	ws := s.cfg.WorkingSet
-	c, err := newChunks(ws, prefetchBuffers)
-	if err != nil {
-		return err
-	}
-	defer c.free()
-	ctx, cancel := context.WithCancel(ctx)
-	free := make(chan struct{}, prefetchBuffers) // a token for each chunk that may be read
-	full := make(chan filled, prefetchBuffers)
-	for range prefetchBuffers {
-		free <- struct{}{}
-	}
-	go func() {
-		defer close(full)
-		for i := range ws.index.sums {
-			select {
-			case <-ctx.Done():
-				return
-			case <-free:
-			}
-			data, err := c.read(i, false)
-			full <- filled{data, err}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	defer func() {
-		cancel()
-		for range full { // until the reader has ended
-		}
-	}()
-	return s.installRuns(ctx, func(done bool) ([]byte, error) {
-		if done {
-			free <- struct{}{}
-		}
-		f, ok := <-full
-		if !ok {
-			return nil, ctx.Err()
-		}
-		return f.data, f.err
-	})
-}
-
-// installRuns goes through the runs in order, taking their content from the
-// chunks that next gives; done says that the one before was used up.
-func (s *Server) installRuns(ctx context.Context, next func(done bool) ([]byte, error)) error {
-	var chunk []byte
-	for _, run := range s.cfg.WorkingSet.index.runs {
-		for run.Count > 0 {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			part := run
-			var data []byte
-			if !run.Zero {
-				if len(chunk) == 0 {
-					var err error
-					if chunk, err = next(chunk != nil); err != nil {
-						return err
-					}
-				}
-				part.Count = min(run.Count, uint32(uint64(len(chunk))/s.pageSize))
-				size := uint64(part.Count) * s.pageSize
-				data, chunk = chunk[:size], chunk[size:]
-			}
-			if err := s.installRun(ctx, part, data); err != nil {
-				return err
-			}
-			run.Page, run.Count = run.Page+uint64(part.Count), run.Count-part.Count
 		}
 	}
 	return nil

@@ -84,6 +84,22 @@ func TestProtocols(t *testing.T) {
 	}
 }
 
+// TestInvokeGRPC has the CLI call a function that tells its types by
+// reflection.
+func TestInvokeGRPC(t *testing.T) {
+	t.Parallel()
+	s := shared(t)
+	name := s.deploy("reflect", "--protocol", "h2c", "--env", "MODE=reflect")
+	out := s.ok("invoke", name, "--grpc", "grpc.health.v1.Health/Check", "--data", `{"service":""}`)
+	if !strings.Contains(out, "SERVING") {
+		t.Errorf("it answers %q", out)
+	}
+	s.fails(1, []string{"NotFound", "unknown service"}, "invoke", name, "--grpc", "grpc.health.v1.Health/Check", "--data", `{"service":"x"}`)
+	s.fails(2, []string{"grpc.health.v1.Health.Check"}, "invoke", name, "--grpc", "grpc.health.v1.Health/Chekc")
+	s.fails(2, []string{"no service", "grpc.health.v1.Health"}, "invoke", name, "--grpc", "grpc.Health/Check")
+	s.fails(1, []string{"no such"}, "invoke", name, "--grpc", "grpc.health.v1.Health/Check", "--data", `{"no such":1}`)
+}
+
 // testEvents reads an event while the next is not yet made.
 func testEvents(s *skep, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
