@@ -47,6 +47,10 @@ func lookAgain() error {
 		return err
 	}
 	defer unix.Unmount("/sys", unix.MNT_DETACH) //nolint:errcheck // a mount of our own
+	// The function's own mount, which is read-only, has made all of them so.
+	if err := unix.Mount("", "/sys", "", unix.MS_REMOUNT|noFiles, ""); err != nil {
+		return fmt.Errorf("make /sys writable: %w", err)
+	}
 	for _, name := range disks {
 		link, err := os.Readlink(filepath.Join(blockClass, name, "device"))
 		if err != nil {

@@ -162,10 +162,10 @@ func TestSnapshot(t *testing.T) {
 		l.get(ctx, sb, "/head?path=/etc/hostname", fmt.Sprintf("%d %s", len(spec.Hostname)+1, spec.Hostname[:8]))
 		return sb
 	}
-	t.Run("pager", func(t *testing.T) {
+	ws := filepath.Join(t.TempDir(), "ws")
+	t.Run("Record", func(t *testing.T) {
 		rec := clone(sandbox.Restore{Image: base, Record: true}, disk)
 		l.get(ctx, rec, "/count", "2")
-		ws := filepath.Join(t.TempDir(), "ws")
 		if err := rec.(sandbox.Recorder).Recorded(ctx, ws); err != nil {
 			t.Fatal(err)
 		}
