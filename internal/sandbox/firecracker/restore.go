@@ -85,7 +85,7 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 		return err
 	}
 	load := fcapi.SnapshotLoad{
-		StatePath: statePath, TrackDirtyPages: !d.conf.NoDirtyTracking && !d.conf.HugePages,
+		StatePath: statePath, TrackDirtyPages: d.tracks(),
 		NetworkOverrides: []fcapi.NetworkOverride{{ID: netCard, Device: b.Spec.Link.Interface}},
 	}
 	if b.jail, err = newJail(b.Spec.Dir, d.program, b.Spec.ID, microvm.UID(b.Spec.ID)); err != nil {
