@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -63,9 +63,12 @@ func TestUID(t *testing.T) {
 func TestKillMatching(t *testing.T) {
 	word := "skep-test-" + sandbox.NewID()
 	// The name as an argument of its own, and as a part of one.
-	ours := exec.Command("sh", "-c", "sleep 100; true", word)
-	other := exec.Command("sh", "-c", "sleep 100; true", word+"-other")
+	ours := exec.Command("sh", "-c", "read x", word)
+	other := exec.Command("sh", "-c", "read x", word+"-other")
 	for _, c := range []*exec.Cmd{ours, other} {
+		if _, err := c.StdinPipe(); err != nil { // that never says anything
+			t.Fatal(err)
+		}
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +83,7 @@ func TestKillMatching(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-ended
-	if _, err := filepath.Glob(fmt.Sprintf("/proc/%d", other.Process.Pid)); err != nil || other.ProcessState != nil {
+	if err := other.Process.Signal(syscall.Signal(0)); err != nil {
 		t.Error("another process was killed")
 	}
 }
