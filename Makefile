@@ -77,6 +77,12 @@ bench: ## measure everything and write docs/benchmarks.md
 	@$(MAKE) --no-print-directory build
 	hack/bench bin/skep
 
+.PHONY: bench-snapshots
+bench-snapshots: ## measure snapshots and write docs/snapshots-benchmarks.md; RUNS=3 is quick
+	@hack/packages bench-snapshots
+	@$(MAKE) --no-print-directory embedded
+	hack/bench-snapshots
+
 .PHONY: generate
 generate: ## remake generated files
 	$(GO) generate ./...

@@ -5,6 +5,8 @@ package microvm
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -122,8 +124,11 @@ func (b *Box) Connect(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}
+	var id [agent.MachineIDSize]byte
+	_, _ = rand.Read(id[:]) // never fails
 	conf := &agentpb.ConfigureRequest{
 		Hostname:    b.Spec.Hostname,
+		MachineId:   hex.EncodeToString(id[:]),
 		Address:     b.Spec.Link.Address.IP.String(),
 		DiskBytes:   uint64(b.Resources.DiskBytes),
 		MemoryBytes: uint64(b.Resources.MemoryBytes),
