@@ -44,6 +44,7 @@ func (b *boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcom
 
 // prepareBoot does what the driver wants beyond runsc's own boot.
 func prepareBoot(f *flag.FlagSet) error {
+	useSeccompProgram()
 	a, err := readAnnotations(f)
 	if err != nil {
 		return err
