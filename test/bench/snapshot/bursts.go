@@ -16,7 +16,6 @@ import (
 type bursts struct {
 	driver   string
 	fn       *function
-	mode     sandbox.RestoreMode
 	set      bool // with a working set
 	sizes    []*burst
 	profiled string // what took the processor time of a largest burst, from perf
@@ -56,8 +55,8 @@ func measureBursts(ctx context.Context, w *world, d sandbox.Driver, fn *function
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	out = &bursts{driver: d.Name(), fn: fn, mode: d.Capabilities().RestoreModes[0], set: image.WorkingSet != ""}
-	r := sandbox.Restore{Image: image, Mode: out.mode}
+	out = &bursts{driver: d.Name(), fn: fn, set: image.WorkingSet != ""}
+	r := sandbox.Restore{Image: image}
 	if err := new(burst).add(ctx, w, d, fn, r, 1); err != nil { // warm up
 		return nil, err
 	}
