@@ -58,6 +58,11 @@ test: ## run every test, the race detector and the fuzz targets' seeds included
 	@$(MAKE) --no-print-directory build $(GOTESTSUM)
 	hack/test $(GOTESTSUM) $(RACE)
 
+.PHONY: kvm-lab
+kvm-lab: ## test drivers with KVM, in an emulated machine that has it (flags: KVMLAB='-jobs firecracker -v')
+	@hack/packages test
+	$(GO) run ./test/kvmlab $(KVMLAB)
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target on FUZZCOUNT (default 100000) inputs
 	hack/fuzz $${FUZZCOUNT:-100000}x

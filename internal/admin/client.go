@@ -116,5 +116,14 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values) (*ht
 	if resp.StatusCode == http.StatusNotFound {
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, e.Error)
 	}
+	if resp.StatusCode == http.StatusBadRequest {
+		return nil, &usageError{e.Error}
+	}
 	return nil, errors.New(e.Error)
 }
+
+// usageError says no more than the node did. It is ErrUsage.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+func (e *usageError) Unwrap() error { return ErrUsage }

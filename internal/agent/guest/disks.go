@@ -43,10 +43,6 @@ func lookAgain() error {
 	if len(disks) == 0 {
 		return nil
 	}
-	if err := (mount{"sysfs", "/sys", "sysfs", noFiles, ""}).do(); err != nil {
-		return err
-	}
-	defer unix.Unmount("/sys", unix.MNT_DETACH) //nolint:errcheck // a mount of our own
 	for _, name := range disks {
 		link, err := os.Readlink(filepath.Join(blockClass, name, "device"))
 		if err != nil {

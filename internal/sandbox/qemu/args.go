@@ -63,6 +63,10 @@ func (m machine) args() []string {
 		// emulated too, and hangs when the host is busy.
 		if m.tscKHz > 0 {
 			params = append(params, fmt.Sprintf("tsc_early_khz=%d", m.tscKHz))
+			// And without this it compares the two again and again, finds its
+			// clock wrong when the host is busy, and goes on with a timer of
+			// 250 ticks a second: time is then as coarse, and it never rests.
+			params = append(params, "tsc=reliable")
 		}
 	}
 	params = append(params, m.guestParams...)

@@ -69,6 +69,7 @@ type Config struct {
 // 5), with QEMU's own postcopy in place of the userfaultfd handler.
 type Source struct {
 	cfg   Config
+	state State // a copy, whose blocks may become more
 	block int
 	stats counters
 
@@ -125,10 +126,11 @@ func New(cfg Config) (*Source, error) {
 		cfg.KillTimeout = 5 * time.Second
 	}
 	s := &Source{
-		cfg: cfg, block: block,
+		cfg: cfg, state: *cfg.State, block: block,
 		pushing: make(chan struct{}), served: make(chan struct{}), sending: make(chan struct{}, 1),
 		rec: recorder{open: true, record: cfg.Record},
 	}
+	s.state.Blocks = slices.Clone(cfg.State.Blocks)
 	for _, b := range cfg.State.Blocks {
 		s.sent = append(s.sent, newBitmap(b.Size/PageSize))
 	}
