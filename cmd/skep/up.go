@@ -62,7 +62,7 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&cfg.APIListen, "api-listen", cfg.APIListen, "address of the Kubernetes API")
 	f.StringVar(&cfg.RegistryListen, "registry-listen", cfg.RegistryListen, "address of the image registry (loopback)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics and /healthz (loopback)")
-	f.StringVar(&cfg.Sandbox, "sandbox", cfg.Sandbox, "default sandbox: auto, gvisor, qemu or runc")
+	f.StringVar(&cfg.Sandbox, "sandbox", cfg.Sandbox, "default sandbox: auto, firecracker, gvisor, qemu or runc")
 	f.StringVar(&cfg.Domain, "domain", cfg.Domain, "domain below which services get their names")
 	f.DurationVar(&cfg.IdleAfter, "idle-after", cfg.IdleAfter, "how long a service without requests keeps its last instance")
 	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", cfg.DrainTimeout, "how long running requests may take to end at SIGTERM")

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +19,9 @@ type recorder struct {
 	output  []byte // what process 0 has written
 	input   chan []byte
 	started chan *agentpb.Process
+
+	mu       sync.Mutex
+	restored []*Restored
 }
 
 func newRecorder() *recorder {
@@ -68,6 +72,20 @@ func (r *recorder) Release(uint32) error { return nil }
 
 func (r *recorder) WaitPort(context.Context, uint16) (bool, error) { return true, nil }
 
+func (r *recorder) Mount(uint32, string) error { return nil }
+
+func (r *recorder) Suspend() Marks { return Marks{Stdout: 7, Stderr: 1 << 40} }
+
+func (r *recorder) Restored(got *Restored) error {
+	if got.Hostname == "bad" {
+		return errors.New("cannot be that")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.restored = append(r.restored, got)
+	return nil
+}
+
 // serve starts a server, and returns a way to dial it.
 func serve(t testing.TB, g Guest, host string) func(context.Context) (net.Conn, error) {
 	t.Helper()
@@ -108,7 +126,7 @@ func TestCalls(t *testing.T) {
 		t.Error(err)
 	}
 	var out bytes.Buffer
-	if err := c.CopyOutput(ctx, 0, agentpb.Stream_STREAM_STDOUT, &out); err != nil || !bytes.Equal(out.Bytes(), g.output) {
+	if _, err := c.CopyOutput(ctx, 0, agentpb.Stream_STREAM_STDOUT, 0, &out); err != nil || !bytes.Equal(out.Bytes(), g.output) {
 		t.Errorf("CopyOutput: %d bytes, %v", out.Len(), err)
 	}
 	in, got := strings.Repeat("input ", 500), ""
@@ -133,6 +151,11 @@ func TestCalls(t *testing.T) {
 	}
 }
 
+func copyOutput(ctx context.Context, c *Client, s agentpb.Stream) error {
+	_, err := c.CopyOutput(ctx, 0, s, 0, io.Discard)
+	return err
+}
+
 func TestBounds(t *testing.T) {
 	c := connect(t, newRecorder())
 	ctx := t.Context()
@@ -152,9 +175,12 @@ func TestBounds(t *testing.T) {
 		"resolver":       {c.Configure(ctx, &agentpb.ConfigureRequest{Dns: []string{"1.2.3.4\nsearch x"}}), "address"},
 		"disk":           {c.Configure(ctx, &agentpb.ConfigureRequest{DiskBytes: 1 << 60}), "disk_bytes"},
 		"PIDs":           {c.Configure(ctx, &agentpb.ConfigureRequest{Pids: 1 << 40}), "pids"},
+		"machine ID":     {c.Configure(ctx, &agentpb.ConfigureRequest{MachineId: "xyz"}), "machine_id"},
+		"disk number":    {c.Mount(ctx, maxDisks, "/x"), "disk"},
+		"mount target":   {c.Mount(ctx, 0, "x"), "target"},
 		"signal":         {c.Signal(ctx, 0, 65), "signal"},
 		"port":           {c.WaitPort(ctx, 0), "port"},
-		"stream":         {c.CopyOutput(ctx, 0, 7, io.Discard), "stream"},
+		"stream":         {copyOutput(ctx, c, 7), "stream"},
 	} {
 		if test.err == nil || !strings.Contains(test.err.Error(), test.want) {
 			t.Errorf("%s: error %v, want one about %s", name, test.err, test.want)

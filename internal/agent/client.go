@@ -33,18 +33,8 @@ type Client struct {
 func Connect(ctx context.Context, dial func(context.Context) (net.Conn, error), t Token) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	conn, err := dial(ctx)
+	conn, err := shake(ctx, dial, t, opCalls)
 	if err != nil {
-		return nil, fmt.Errorf("dial the guest's agent: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	deadline, _ := ctx.Deadline()
-	err = present(conn, t, deadline)
-	if !stop() && err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		_ = conn.Close()
 		return nil, err
 	}
 	c := ttrpc.NewClient(conn)
@@ -118,29 +108,29 @@ func (c *Client) Exec(ctx context.Context, r *agentpb.ExecRequest) (uint32, erro
 	return res.Process, nil
 }
 
-// CopyOutput copies a process's output to w until it ends. When w is slow the
-// process waits.
-func (c *Client) CopyOutput(ctx context.Context, process uint32, s agentpb.Stream, w io.Writer) error {
-	var offset uint64
+// CopyOutput copies a process's output, from an offset on, to w until it ends.
+// When w is slow the process waits. The offset that it returns is where to go
+// on over another connection.
+func (c *Client) CopyOutput(ctx context.Context, process uint32, s agentpb.Stream, offset uint64, w io.Writer) (uint64, error) {
 	for {
 		r, err := call(ctx, longPoll+pollSlack, "read output", c.rpc.Read,
 			&agentpb.ReadRequest{Process: process, Stream: s, Offset: offset})
 		if err != nil {
-			return err
+			return offset, err
 		}
 		if len(r.Data) > MaxChunk {
-			return fmt.Errorf("agent: read output: %d bytes at once, the limit is %d", len(r.Data), MaxChunk)
+			return offset, fmt.Errorf("agent: read output: %d bytes at once, the limit is %d", len(r.Data), MaxChunk)
 		}
 		if _, err := w.Write(r.Data); err != nil {
-			return fmt.Errorf("copy output: %w", err)
+			return offset, fmt.Errorf("copy output: %w", err)
 		}
 		offset += uint64(len(r.Data))
 		if r.End {
-			return nil
+			return offset, nil
 		}
 		if len(r.Data) == 0 {
 			if err := pace(ctx); err != nil {
-				return err
+				return offset, err
 			}
 		}
 	}
@@ -205,6 +195,13 @@ func (c *Client) Wait(ctx context.Context, process uint32) (*agentpb.WaitRespons
 			return nil, err
 		}
 	}
+}
+
+// Mount mounts a disk, read-only, in the function's file system: disk 0 is the
+// first after the root's.
+func (c *Client) Mount(ctx context.Context, disk uint32, target string) error {
+	_, err := call(ctx, callTimeout, "mount", c.rpc.Mount, &agentpb.MountRequest{Disk: disk, Target: target})
+	return err
 }
 
 // Release frees what the agent keeps of a process that has ended, and kills

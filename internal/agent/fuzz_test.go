@@ -52,7 +52,7 @@ func FuzzAgentProtocol(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if err := present(conn, token, time.Now().Add(time.Minute)); err != nil {
+		if err := present(conn, token, opCalls, time.Now().Add(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = conn.Write(b)

@@ -3,7 +3,6 @@ package agent
 import (
 	"crypto/rand"
 	"crypto/subtle"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,8 +13,9 @@ import (
 // tokenSize is 256 bits.
 const tokenSize = 32
 
-// Token is the secret that opens a sandbox's agent. It never leaves the host's
-// memory but for the agent's.
+// Token is the secret that opens a sandbox's agent. It is in the host's memory
+// and the agent's only, and in the snapshots of a sandbox; those who restore
+// one replace it.
 type Token [tokenSize]byte
 
 // NewToken returns a random token.
@@ -25,20 +25,15 @@ func NewToken() Token {
 	return t
 }
 
-const (
-	handshakeOK     = 'k'
-	handshakeDenied = 'x'
-	// maxHandshakes bounds connections that have not shown the token yet.
-	maxHandshakes = 8
-)
-
-var errDenied = errors.New("the agent refused the token")
+// maxHandshakes bounds connections that have not shown the token yet.
+const maxHandshakes = 8
 
 // gate is a listener that lets only the host through. Handshakes run beside
 // one another, so that a silent connection keeps nobody out.
 type gate struct {
 	net.Listener
 	host    net.IP
+	guest   Guest
 	passed  chan net.Conn
 	failed  chan error // why Listener ended, once
 	closed  chan struct{}
@@ -47,15 +42,31 @@ type gate struct {
 
 	mu    sync.Mutex
 	token *Token // nil until the first handshake
+	calls map[*callConn]struct{}
 }
 
-func newGate(l net.Listener, host net.IP) *gate {
+// callConn is a connection that has passed.
+type callConn struct {
+	net.Conn
+	g *gate
+}
+
+// Close closes the connection and has the gate forget it.
+func (c *callConn) Close() error {
+	c.g.mu.Lock()
+	delete(c.g.calls, c)
+	c.g.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func newGate(l net.Listener, host net.IP, guest Guest) *gate {
 	g := &gate{
-		Listener: l, host: host,
+		Listener: l, host: host, guest: guest,
 		passed:  make(chan net.Conn),
 		failed:  make(chan error, 1),
 		closed:  make(chan struct{}),
 		pending: make(chan struct{}, maxHandshakes),
+		calls:   map[*callConn]struct{}{},
 	}
 	go g.run()
 	return g
@@ -106,54 +117,99 @@ func (g *gate) fromHost(c net.Conn) bool {
 }
 
 func (g *gate) admit(c net.Conn) {
-	err := g.check(c)
+	pass, err := g.check(c)
 	<-g.pending
-	if err != nil {
-		_ = c.Close()
+	if err != nil || !pass {
+		// What a snapshot takes for open nobody would ever close.
+		reset(c)
 		return
 	}
+	w := &callConn{c, g}
+	g.mu.Lock()
+	g.calls[w] = struct{}{}
+	g.mu.Unlock()
 	select {
-	case g.passed <- c:
+	case g.passed <- w:
 	case <-g.closed:
-		_ = c.Close()
+		_ = w.Close()
 	}
 }
 
-func (g *gate) check(c net.Conn) error {
-	_ = c.SetDeadline(time.Now().Add(handshake))
-	var t Token
-	if _, err := io.ReadFull(c, t[:]); err != nil {
-		return err
+// reset closes a connection and leaves nothing of it in the kernel.
+func reset(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
 	}
-	answer := byte(handshakeOK)
+	_ = c.Close()
+}
+
+// check says if the connection goes on with calls.
+func (g *gate) check(c net.Conn) (pass bool, err error) {
+	_ = c.SetDeadline(time.Now().Add(handshake))
+	var head [tokenSize + 1]byte
+	if _, err := io.ReadFull(c, head[:]); err != nil {
+		return false, err
+	}
+	if !g.knows(Token(head[:tokenSize])) {
+		_, _ = c.Write([]byte{answerDenied})
+		return false, errDenied
+	}
+	switch op := head[tokenSize]; op {
+	case opCalls:
+		_, err = c.Write([]byte{answerOK})
+	case opSuspend:
+		return false, g.suspend(c)
+	default:
+		return false, fmt.Errorf("unknown operation %d", op)
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, c.SetDeadline(time.Time{})
+}
+
+// knows compares a token with the one that the first handshake brought.
+func (g *gate) knows(t Token) bool {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.token == nil {
 		g.token = &t
-	} else if subtle.ConstantTimeCompare(t[:], g.token[:]) != 1 {
-		answer = handshakeDenied
+		return true
 	}
-	g.mu.Unlock()
-	if _, err := c.Write([]byte{answer}); err != nil {
-		return err
-	}
-	if answer != handshakeOK {
-		return errDenied
-	}
-	return c.SetDeadline(time.Time{})
+	return subtle.ConstantTimeCompare(t[:], g.token[:]) == 1
 }
 
-// present shows the token to the agent.
-func present(c net.Conn, t Token, deadline time.Time) error {
-	_ = c.SetDeadline(deadline)
-	if _, err := c.Write(t[:]); err != nil {
-		return fmt.Errorf("show the token: %w", err)
+// suspend ends all calls and waits until the host has closed this connection.
+func (g *gate) suspend(c net.Conn) error {
+	g.mu.Lock()
+	conns := g.calls
+	g.calls = map[*callConn]struct{}{}
+	g.mu.Unlock()
+	for w := range conns {
+		reset(w.Conn)
 	}
-	var answer [1]byte
-	if _, err := io.ReadFull(c, answer[:]); err != nil {
-		return fmt.Errorf("read the agent's answer to the token: %w", err)
+	if _, err := c.Write(g.guest.Suspend().encode()); err != nil {
+		return err
 	}
-	if answer[0] != handshakeOK {
+	_, err := io.Copy(io.Discard, io.LimitReader(c, 1))
+	return err
+}
+
+// restored tells the guest, once, even if its answer was lost.
+func (g *gate) restored(t Token, r *Restored) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.token == nil:
+		return errDenied
+	case subtle.ConstantTimeCompare(r.Token[:], g.token[:]) == 1:
+		return nil
+	case subtle.ConstantTimeCompare(t[:], g.token[:]) != 1:
 		return errDenied
 	}
-	return c.SetDeadline(time.Time{})
+	if err := g.guest.Restored(r); err != nil {
+		return err
+	}
+	g.token = &r.Token
+	return nil
 }

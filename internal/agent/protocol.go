@@ -6,13 +6,16 @@
 // link. The first connection, which comes before anything of the function's
 // runs, sets a secret that every later one must present: so neither a function
 // that forges addresses nor anything else behind the link can command the
-// agent, and the secret is in no file, command line or environment.
+// agent, and the secret is in no file, command line or environment; but a snapshot
+// has it, until the first connection after a restore replaces it.
 package agent
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net"
 	"path"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -22,7 +25,7 @@ import (
 )
 
 // Version of the protocol. Host and guest must have the same.
-const Version = "1"
+const Version = "2"
 
 // Port is the agent's TCP port. Functions cannot listen on it.
 const Port = 10240
@@ -47,6 +50,7 @@ const (
 	maxPIDs     = 1 << 22  // the kernel's own limit
 	maxSignal   = 64       // the kernel's own limit
 	maxExecs    = 128      // processes besides the function's at once
+	maxDisks    = 16       // besides the root's
 	longPoll    = 20 * time.Second
 	handshake   = 2 * time.Second
 )
@@ -54,6 +58,9 @@ const (
 // LongPoll is how long the agent holds a call that waits for something. The
 // host then asks again.
 const LongPoll = longPoll
+
+// MaxDisks is how many disks a guest can have besides the root's.
+const MaxDisks = maxDisks
 
 // MaxExecs is how many processes can run beside the function's.
 const MaxExecs = maxExecs
@@ -97,6 +104,8 @@ func checkConfigure(r *agentpb.ConfigureRequest) error {
 		return invalid("dns", "more than %d resolvers", maxDNS)
 	case r.DiskBytes > maxAmount || r.MemoryBytes > maxAmount:
 		return invalid("disk_bytes, memory_bytes", "beyond %d", int64(maxAmount))
+	case r.MachineId != "" && !isMachineID(r.MachineId):
+		return invalid("machine_id", "not %d lower-case hexadecimal digits", 2*MachineIDSize)
 	case r.Pids > maxPIDs:
 		return invalid("pids", "beyond %d", maxPIDs)
 	}
@@ -124,4 +133,9 @@ func hasControl(s string) bool {
 		}
 	}
 	return false
+}
+
+func isMachineID(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == MachineIDSize && s == strings.ToLower(s)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"path"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
@@ -30,6 +31,14 @@ type Guest interface {
 	Release(process uint32) error
 	// WaitPort waits for a listener until ctx ends, which is no error.
 	WaitPort(ctx context.Context, port uint16) (open bool, err error)
+	// Mount mounts a disk in the function's file system.
+	Mount(disk uint32, target string) error
+	// Suspend is called before a snapshot is made. It says how many bytes of
+	// output the function has written so far.
+	Suspend() Marks
+	// Restored gives a guest that has been restored its identity. It is called
+	// on a thread of its own.
+	Restored(r *Restored) error
 }
 
 // Serve answers the host's calls on a listener until that fails or ctx ends.
@@ -40,7 +49,12 @@ func Serve(ctx context.Context, l net.Listener, host net.IP, g Guest) error {
 		return err
 	}
 	agentpb.RegisterAgentService(srv, &service{g})
-	gate := newGate(l, host)
+	gate := newGate(l, host, g)
+	d, err := listenRestored(l.Addr(), gate)
+	if err != nil {
+		return errors.Join(err, gate.Close())
+	}
+	defer d.close()
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	if err := srv.Serve(ctx, gate); !errors.Is(err, ttrpc.ErrServerClosed) {
@@ -137,4 +151,14 @@ func (s *service) WaitPort(ctx context.Context, r *agentpb.WaitPortRequest) (*ag
 	defer cancel()
 	open, err := s.g.WaitPort(ctx, uint16(r.Port))
 	return &agentpb.WaitPortResponse{Open: open}, failed(err)
+}
+
+func (s *service) Mount(_ context.Context, r *agentpb.MountRequest) (*agentpb.MountResponse, error) {
+	if r.Disk >= maxDisks {
+		return nil, invalid("disk", "%d, the limit is %d", r.Disk, maxDisks)
+	}
+	if len(r.Target) > maxPath || hasNUL(r.Target) || !path.IsAbs(r.Target) {
+		return nil, invalid("target", "not an absolute path of at most %d bytes", maxPath)
+	}
+	return &agentpb.MountResponse{}, failed(s.g.Mount(r.Disk, r.Target))
 }

@@ -75,7 +75,7 @@ func DefaultConfig() Config {
 }
 
 // Drivers are the names that Config.Sandbox may have.
-var Drivers = []string{"auto", "gvisor", "qemu", "runc"}
+var Drivers = []string{"auto", "firecracker", "gvisor", "qemu", "runc"}
 
 // Accels are what Config.Accel may be.
 var Accels = []string{"auto", "kvm", "tcg"}

@@ -21,7 +21,7 @@ import (
 
 // Annotations of a revision template that are Skep's own.
 const (
-	// SandboxAnnotation chooses the sandbox driver: gvisor, qemu or runc.
+	// SandboxAnnotation chooses the sandbox driver: firecracker, gvisor, qemu or runc.
 	SandboxAnnotation = "skep.dev/sandbox"
 	// EgressAnnotation "true" lets the function reach the internet.
 	EgressAnnotation = "skep.dev/egress"

@@ -182,6 +182,7 @@ type ConfigureRequest struct {
 	MemoryBytes   uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // for all of the function's processes, 0: no limit
 	Pids          uint64                 `protobuf:"varint,5,opt,name=pids,proto3" json:"pids,omitempty"`                                  // processes and threads, 0: no limit
 	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`                             // the guest's own, for /etc/hosts
+	MachineId     string                 `protobuf:"bytes,7,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`        // for /etc/machine-id; empty: none is written
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -254,6 +255,13 @@ func (x *ConfigureRequest) GetPids() uint64 {
 func (x *ConfigureRequest) GetAddress() string {
 	if x != nil {
 		return x.Address
+	}
+	return ""
+}
+
+func (x *ConfigureRequest) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
 	}
 	return ""
 }
@@ -1146,6 +1154,94 @@ func (x *WaitPortResponse) GetOpen() bool {
 	return false
 }
 
+type MountRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disk          uint32                 `protobuf:"varint,1,opt,name=disk,proto3" json:"disk,omitempty"`    // 0 is the first after the root's
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"` // an absolute path; the folder is made if missing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountRequest) Reset() {
+	*x = MountRequest{}
+	mi := &file_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountRequest) ProtoMessage() {}
+
+func (x *MountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
+func (*MountRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *MountRequest) GetDisk() uint32 {
+	if x != nil {
+		return x.Disk
+	}
+	return 0
+}
+
+func (x *MountRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type MountResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountResponse) Reset() {
+	*x = MountResponse{}
+	mi := &file_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountResponse) ProtoMessage() {}
+
+func (x *MountResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountResponse.ProtoReflect.Descriptor instead.
+func (*MountResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{22}
+}
+
 var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
@@ -1155,7 +1251,7 @@ const file_agent_proto_rawDesc = "" +
 	"\fPingResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12#\n" +
 	"\rkernel_micros\x18\x02 \x01(\x04R\fkernelMicros\x12!\n" +
-	"\fready_micros\x18\x03 \x01(\x04R\vreadyMicros\"\xb0\x01\n" +
+	"\fready_micros\x18\x03 \x01(\x04R\vreadyMicros\"\xcf\x01\n" +
 	"\x10ConfigureRequest\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x10\n" +
 	"\x03dns\x18\x02 \x03(\tR\x03dns\x12\x1d\n" +
@@ -1163,7 +1259,9 @@ const file_agent_proto_rawDesc = "" +
 	"disk_bytes\x18\x03 \x01(\x04R\tdiskBytes\x12!\n" +
 	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\x12\x12\n" +
 	"\x04pids\x18\x05 \x01(\x04R\x04pids\x12\x18\n" +
-	"\aaddress\x18\x06 \x01(\tR\aaddress\"\x13\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\a \x01(\tR\tmachineId\"\x13\n" +
 	"\x11ConfigureResponse\"U\n" +
 	"\aProcess\x12\x12\n" +
 	"\x04args\x18\x01 \x03(\tR\x04args\x12\x10\n" +
@@ -1212,11 +1310,15 @@ const file_agent_proto_rawDesc = "" +
 	"\x0fWaitPortRequest\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\"&\n" +
 	"\x10WaitPortResponse\x12\x12\n" +
-	"\x04open\x18\x01 \x01(\bR\x04open*F\n" +
+	"\x04open\x18\x01 \x01(\bR\x04open\":\n" +
+	"\fMountRequest\x12\x12\n" +
+	"\x04disk\x18\x01 \x01(\rR\x04disk\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\"\x0f\n" +
+	"\rMountResponse*F\n" +
 	"\x06Stream\x12\x16\n" +
 	"\x12STREAM_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTREAM_STDOUT\x10\x01\x12\x11\n" +
-	"\rSTREAM_STDERR\x10\x022\xc1\x05\n" +
+	"\rSTREAM_STDERR\x10\x022\x85\x06\n" +
 	"\x05Agent\x12?\n" +
 	"\x04Ping\x12\x1a.skep.agent.v1.PingRequest\x1a\x1b.skep.agent.v1.PingResponse\x12N\n" +
 	"\tConfigure\x12\x1f.skep.agent.v1.ConfigureRequest\x1a .skep.agent.v1.ConfigureResponse\x12B\n" +
@@ -1227,7 +1329,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Signal\x12\x1c.skep.agent.v1.SignalRequest\x1a\x1d.skep.agent.v1.SignalResponse\x12?\n" +
 	"\x04Wait\x12\x1a.skep.agent.v1.WaitRequest\x1a\x1b.skep.agent.v1.WaitResponse\x12H\n" +
 	"\aRelease\x12\x1d.skep.agent.v1.ReleaseRequest\x1a\x1e.skep.agent.v1.ReleaseResponse\x12K\n" +
-	"\bWaitPort\x12\x1e.skep.agent.v1.WaitPortRequest\x1a\x1f.skep.agent.v1.WaitPortResponseB1Z/github.com/skep-dev/skep/internal/agent/agentpbb\x06proto3"
+	"\bWaitPort\x12\x1e.skep.agent.v1.WaitPortRequest\x1a\x1f.skep.agent.v1.WaitPortResponse\x12B\n" +
+	"\x05Mount\x12\x1b.skep.agent.v1.MountRequest\x1a\x1c.skep.agent.v1.MountResponseB1Z/github.com/skep-dev/skep/internal/agent/agentpbb\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once
@@ -1242,7 +1345,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_agent_proto_goTypes = []any{
 	(Stream)(0),               // 0: skep.agent.v1.Stream
 	(*PingRequest)(nil),       // 1: skep.agent.v1.PingRequest
@@ -1266,6 +1369,8 @@ var file_agent_proto_goTypes = []any{
 	(*ReleaseResponse)(nil),   // 19: skep.agent.v1.ReleaseResponse
 	(*WaitPortRequest)(nil),   // 20: skep.agent.v1.WaitPortRequest
 	(*WaitPortResponse)(nil),  // 21: skep.agent.v1.WaitPortResponse
+	(*MountRequest)(nil),      // 22: skep.agent.v1.MountRequest
+	(*MountResponse)(nil),     // 23: skep.agent.v1.MountResponse
 }
 var file_agent_proto_depIdxs = []int32{
 	5,  // 0: skep.agent.v1.StartRequest.process:type_name -> skep.agent.v1.Process
@@ -1281,18 +1386,20 @@ var file_agent_proto_depIdxs = []int32{
 	16, // 10: skep.agent.v1.Agent.Wait:input_type -> skep.agent.v1.WaitRequest
 	18, // 11: skep.agent.v1.Agent.Release:input_type -> skep.agent.v1.ReleaseRequest
 	20, // 12: skep.agent.v1.Agent.WaitPort:input_type -> skep.agent.v1.WaitPortRequest
-	2,  // 13: skep.agent.v1.Agent.Ping:output_type -> skep.agent.v1.PingResponse
-	4,  // 14: skep.agent.v1.Agent.Configure:output_type -> skep.agent.v1.ConfigureResponse
-	7,  // 15: skep.agent.v1.Agent.Start:output_type -> skep.agent.v1.StartResponse
-	9,  // 16: skep.agent.v1.Agent.Exec:output_type -> skep.agent.v1.ExecResponse
-	11, // 17: skep.agent.v1.Agent.Read:output_type -> skep.agent.v1.ReadResponse
-	13, // 18: skep.agent.v1.Agent.Write:output_type -> skep.agent.v1.WriteResponse
-	15, // 19: skep.agent.v1.Agent.Signal:output_type -> skep.agent.v1.SignalResponse
-	17, // 20: skep.agent.v1.Agent.Wait:output_type -> skep.agent.v1.WaitResponse
-	19, // 21: skep.agent.v1.Agent.Release:output_type -> skep.agent.v1.ReleaseResponse
-	21, // 22: skep.agent.v1.Agent.WaitPort:output_type -> skep.agent.v1.WaitPortResponse
-	13, // [13:23] is the sub-list for method output_type
-	3,  // [3:13] is the sub-list for method input_type
+	22, // 13: skep.agent.v1.Agent.Mount:input_type -> skep.agent.v1.MountRequest
+	2,  // 14: skep.agent.v1.Agent.Ping:output_type -> skep.agent.v1.PingResponse
+	4,  // 15: skep.agent.v1.Agent.Configure:output_type -> skep.agent.v1.ConfigureResponse
+	7,  // 16: skep.agent.v1.Agent.Start:output_type -> skep.agent.v1.StartResponse
+	9,  // 17: skep.agent.v1.Agent.Exec:output_type -> skep.agent.v1.ExecResponse
+	11, // 18: skep.agent.v1.Agent.Read:output_type -> skep.agent.v1.ReadResponse
+	13, // 19: skep.agent.v1.Agent.Write:output_type -> skep.agent.v1.WriteResponse
+	15, // 20: skep.agent.v1.Agent.Signal:output_type -> skep.agent.v1.SignalResponse
+	17, // 21: skep.agent.v1.Agent.Wait:output_type -> skep.agent.v1.WaitResponse
+	19, // 22: skep.agent.v1.Agent.Release:output_type -> skep.agent.v1.ReleaseResponse
+	21, // 23: skep.agent.v1.Agent.WaitPort:output_type -> skep.agent.v1.WaitPortResponse
+	23, // 24: skep.agent.v1.Agent.Mount:output_type -> skep.agent.v1.MountResponse
+	14, // [14:25] is the sub-list for method output_type
+	3,  // [3:14] is the sub-list for method input_type
 	3,  // [3:3] is the sub-list for extension type_name
 	3,  // [3:3] is the sub-list for extension extendee
 	0,  // [0:3] is the sub-list for field type_name
@@ -1309,7 +1416,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -18,6 +18,7 @@ type AgentService interface {
 	Wait(context.Context, *WaitRequest) (*WaitResponse, error)
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
 	WaitPort(context.Context, *WaitPortRequest) (*WaitPortResponse, error)
+	Mount(context.Context, *MountRequest) (*MountResponse, error)
 }
 
 func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
@@ -92,6 +93,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.WaitPort(ctx, &req)
+			},
+			"Mount": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req MountRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Mount(ctx, &req)
 			},
 		},
 	})
@@ -182,6 +190,14 @@ func (c *agentClient) Release(ctx context.Context, req *ReleaseRequest) (*Releas
 func (c *agentClient) WaitPort(ctx context.Context, req *WaitPortRequest) (*WaitPortResponse, error) {
 	var resp WaitPortResponse
 	if err := c.client.Call(ctx, "skep.agent.v1.Agent", "WaitPort", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Mount(ctx context.Context, req *MountRequest) (*MountResponse, error) {
+	var resp MountResponse
+	if err := c.client.Call(ctx, "skep.agent.v1.Agent", "Mount", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -53,7 +53,7 @@ func Main() error {
 	if err := setUpNetwork(params); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	if err := mountImage(); err != nil {
+	if err := mountImage(params.disks); err != nil {
 		return err
 	}
 	ctx := context.Background() // until the machine is stopped
@@ -106,6 +106,8 @@ const noFiles = unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV
 func mountBasics() error {
 	for _, m := range []mount{
 		{"proc", "/proc", "proc", noFiles, ""},
+		// The first mount decides for all whether sysfs can be written at all.
+		{"sysfs", "/sys", "sysfs", noFiles, ""},
 		{"dev", "/dev", "devtmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, ""},
 		{"cgroup", cgroupRoot, "cgroup2", noFiles, ""},
 	} {
@@ -141,22 +143,35 @@ func loadModules(list string) error {
 	return nil
 }
 
-func mountImage() error {
-	// The disk's node is made by a kernel thread, a moment after its driver
-	// has been loaded.
+func mountImage(disks int) error {
+	for i := range disks + 1 {
+		if err := awaitDisk(fmt.Sprintf("/dev/vd%c", 'a'+i)); err != nil {
+			return err
+		}
+	}
+	err := (mount{rootDisk, lowerDir, "erofs", unix.MS_RDONLY, ""}).do()
+	if err == nil {
+		return nil
+	}
+	// As other tools make them. The journal is not played: the disk is read-only.
+	if (mount{rootDisk, lowerDir, "ext4", unix.MS_RDONLY, "noload"}).do() == nil {
+		return nil
+	}
+	return fmt.Errorf("the image's root file system: %w", err)
+}
+
+// awaitDisk waits for a disk's node: a kernel thread makes it, a moment after
+// its driver has been loaded.
+func awaitDisk(path string) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for pause := time.Millisecond; ; pause *= 2 {
-		_, err := os.Stat(rootDisk)
+		_, err := os.Stat(path)
 		if err == nil {
-			break
+			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("the root disk has not appeared: %w", err)
+			return fmt.Errorf("a disk has not appeared: %w", err)
 		}
 		<-time.After(pause)
 	}
-	if err := (mount{rootDisk, lowerDir, "erofs", unix.MS_RDONLY, ""}).do(); err != nil {
-		return fmt.Errorf("the image's root file system: %w", err)
-	}
-	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +17,8 @@ import (
 type cgroup struct {
 	dir string
 	f   *os.File
+	// stalled: the function was killed for making no progress.
+	stalled atomic.Bool
 }
 
 func makeCgroup(memoryBytes uint64) (*cgroup, error) {

@@ -23,13 +23,15 @@ const function = 0
 type guest struct {
 	ping *agentpb.PingResponse
 
-	mu     sync.Mutex // held through Configure and Start
-	conf   *agentpb.ConfigureRequest
-	cg     *cgroup
-	stage  *stage // between Configure and Start
-	procs  map[uint32]*process
-	nextID uint32
-	execs  int
+	mu   sync.Mutex // held through Configure and Start
+	conf *agentpb.ConfigureRequest
+	// nameFiles are open since Suspend.
+	nameFiles []nameFile
+	cg        *cgroup
+	stage     *stage // between Configure and Start
+	procs     map[uint32]*process
+	nextID    uint32
+	execs     int
 }
 
 var _ agent.Guest = (*guest)(nil)
@@ -113,6 +115,12 @@ func (g *guest) Start(_ context.Context, p *agentpb.Process) error {
 	if err := s.become(p); err != nil {
 		return err
 	}
+	main := g.procs[function]
+	go func() {
+		if err := g.cg.watchStalls(main.ended); err != nil {
+			_, _ = fmt.Fprintln(os.Stdout, "skep-agent:", err) // the console
+		}
+	}()
 	if g.conf.Pids > 0 { // not before: the stage is a Go program with threads
 		return g.cg.set("pids.max", strconv.FormatUint(g.conf.Pids, 10))
 	}

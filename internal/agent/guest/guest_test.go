@@ -22,6 +22,8 @@ func TestParseParams(t *testing.T) {
 		{"skep.address=fd00::1/64", "not an IPv4 address and mask"},
 		{"skep.gateway=x", "not an IPv4 address"},
 		{"skep.mtu=99999", "not an MTU"},
+		{"skep.disks=99", "not a number of disks"},
+		{"skep.disks=-1", "not a number of disks"},
 	} {
 		p, err := parseParams(test.in)
 		switch {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/internal/agent"
 )
 
 // params is what the agent must know before the host can talk to it. Nothing
@@ -16,6 +18,7 @@ type params struct {
 	address net.IPNet
 	gateway net.IP
 	mtu     int
+	disks   int  // besides the root's
 	probe   bool // only show that the machine boots
 }
 
@@ -27,8 +30,8 @@ func readParams(path string) (params, error) {
 	return parseParams(string(b))
 }
 
-// parseParams reads skep.address=A/N, skep.gateway=A and skep.mtu=N from a
-// kernel command line.
+// parseParams reads skep.address=A/N, skep.gateway=A, skep.mtu=N and
+// skep.disks=N from a kernel command line.
 func parseParams(cmdline string) (params, error) {
 	p := params{mtu: 1500}
 	for _, word := range strings.Fields(cmdline) {
@@ -46,6 +49,12 @@ func parseParams(cmdline string) (params, error) {
 			}
 		case "skep.probe":
 			p.probe = true
+		case "skep.disks":
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 0 || n > agent.MaxDisks {
+				return p, fmt.Errorf("kernel command line: %s is not a number of disks", word)
+			}
+			p.disks = n
 		case "skep.mtu":
 			n, err := strconv.Atoi(value)
 			if err != nil || n < 576 || n > 65535 {

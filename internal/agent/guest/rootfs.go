@@ -16,6 +16,10 @@ import (
 // makeRoot makes the function's view of the world the root of the calling
 // process, which must have a mount namespace of its own.
 func makeRoot(conf *agentpb.ConfigureRequest) error {
+	disks, err := diskNumbers()
+	if err != nil {
+		return err
+	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
@@ -41,10 +45,13 @@ func makeRoot(conf *agentpb.ConfigureRequest) error {
 	}
 	// From here on every path is the image's, whose symbolic links can lead
 	// nowhere else. Its files come first: there is no /proc to lead into yet.
-	if err := writeNames(conf); err != nil {
+	if err := writeNames(namesOf(conf), conf.Dns); err != nil {
 		return err
 	}
-	return mountKernel()
+	if err := mountKernel(); err != nil {
+		return err
+	}
+	return makeDisks(disks)
 }
 
 // switchRoot makes dir the root and hides the initramfs below it for good:
@@ -63,29 +70,18 @@ func switchRoot(dir string) error {
 }
 
 // writeNames writes the files by which programs find names.
-func writeNames(conf *agentpb.ConfigureRequest) error {
-	host := conf.Hostname
-	if host == "" {
-		host = "localhost"
-	}
+func writeNames(n names, dns []string) error {
 	var resolv strings.Builder
-	for _, a := range conf.Dns {
+	for _, a := range dns {
 		fmt.Fprintf(&resolv, "nameserver %s\n", a)
-	}
-	// A name for the own address spares servers that ask for their full name
-	// (Python's http.server) a DNS time-out.
-	hosts := "127.0.0.1\tlocalhost\n"
-	if host != "localhost" && conf.Address != "" {
-		hosts += conf.Address + "\t" + host + "\n"
 	}
 	if err := os.MkdirAll("/etc", 0o755); err != nil {
 		return err
 	}
-	for name, text := range map[string]string{
-		"/etc/hostname":    host + "\n",
-		"/etc/hosts":       hosts,
-		"/etc/resolv.conf": resolv.String(),
-	} {
+	files := n.files()
+	files["etc/resolv.conf"] = resolv.String()
+	for name, text := range files {
+		name = "/" + name
 		// It may be a link that leads nowhere, or a directory.
 		if err := os.RemoveAll(name); err != nil {
 			return err

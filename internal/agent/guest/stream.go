@@ -72,6 +72,13 @@ func (s *stream) close() {
 	s.notify()
 }
 
+// written is the number of bytes so far.
+func (s *stream) written() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.offset + uint64(len(s.buf))
+}
+
 // read frees output before offset, and waits for some after it.
 func (s *stream) read(ctx context.Context, offset uint64) (data []byte, end bool, err error) {
 	for {

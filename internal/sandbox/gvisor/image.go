@@ -103,21 +103,3 @@ func parseIndex(b []byte) (*index, error) {
 	}
 	return x, nil
 }
-
-// linkImage makes a folder in which the files of the snapshot in dir have
-// gVisor's names.
-func linkImage(dir, folder string) error {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return err
-	}
-	if err := os.Mkdir(folder, 0o700); err != nil {
-		return err
-	}
-	for _, f := range imageFiles {
-		if err := os.Symlink(filepath.Join(dir, f.name), filepath.Join(folder, f.gvisor)); err != nil {
-			return err
-		}
-	}
-	return nil
-}

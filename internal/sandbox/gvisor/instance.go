@@ -65,7 +65,7 @@ func (s *instance) create(ctx context.Context) (err error) {
 	begin := time.Now()
 	var args []string
 	if s.restore != nil {
-		args = append(args, "--restore="+filepath.Join(s.spec.Dir, "image"))
+		args = append(args, "--restore="+s.restore.Image.Dirs[0])
 		if s.restore.Mode == sandbox.RestoreBackground {
 			args = append(args, "--background")
 		}
@@ -81,11 +81,6 @@ func (s *instance) create(ctx context.Context) (err error) {
 	}
 	if err := s.writeBundle(); err != nil {
 		return err
-	}
-	if s.restore != nil {
-		if err := linkImage(s.restore.Image.Dirs[0], filepath.Join(s.spec.Dir, "image")); err != nil {
-			return err
-		}
 	}
 	begin = s.phase("prepare", begin)
 	if _, err := s.launcher.await(ctx, stepReady); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -98,7 +99,12 @@ func checkRestore(r *sandbox.Restore) error {
 	case len(r.Image.Dirs) != 1:
 		return fmt.Errorf("a snapshot of %d layers: %w; there must be one", len(r.Image.Dirs), sandbox.ErrUnsupported)
 	}
-	return checkImage(r.Image.Dirs[0])
+	dir, err := filepath.Abs(r.Image.Dirs[0])
+	if err != nil {
+		return err
+	}
+	r.Image.Dirs = []string{dir} // also for the launcher, which is elsewhere
+	return checkImage(dir)
 }
 
 var _ sandbox.Snapshotter = (*Driver)(nil)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -40,7 +41,7 @@ func limits(r sandbox.Resources) cgroup.Limits {
 // runscFlags are runsc's own flags, the same for every command of a sandbox.
 // What is not said is runsc's default.
 func runscFlags(root string) []string {
-	return []string{
+	return append(strings.Fields(os.Getenv("SKEP_RUNSC_FLAGS")), []string{
 		"--root=" + root, // one for each sandbox: nothing is shared
 		"--platform=" + platformName,
 		"--network=sandbox",
@@ -56,7 +57,7 @@ func runscFlags(root string) []string {
 		"--allow-rootfs-tar-annotation",    // annotations are ours, never the image's
 		// The sandbox process is this executable, not one installed beside it.
 		"--sidecar-usage-policy=LEGACY_DEPRECATED_SLOW_EMBEDDED_FALLBACK",
-	}
+	}...)
 }
 
 // newSpec makes the OCI runtime spec, and the files that it refers to. A

@@ -18,10 +18,15 @@ type machine struct {
 	kernelFD    int
 	initrdFD    int
 	qmpFD       int
-	rootFD      int // 0: none
-	tapFD       int // 0: none
+	consoleFD   int
+	rootFD      int   // 0: none
+	diskFDs     []int // after the root's
+	tapFD       int   // 0: none
+	incoming    bool  // restored: it has neither kernel nor initrd
+	stateFD     int   // of a restored machine: its devices' state
 	mac         net.HardwareAddr
 	guestParams []string
+	assets      assets // unless incoming
 }
 
 // Sizes.
@@ -58,30 +63,46 @@ func (m machine) args() []string {
 		// emulated too, and hangs when the host is busy.
 		if m.tscKHz > 0 {
 			params = append(params, fmt.Sprintf("tsc_early_khz=%d", m.tscKHz))
+			// And without this it compares the two again and again, finds its
+			// clock wrong when the host is busy, and goes on with a timer of
+			// 250 ticks a second: time is then as coarse, and it never rests.
+			params = append(params, "tsc=reliable")
 		}
 	}
 	params = append(params, m.guestParams...)
+	board := "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on,memory-backend=mem"
+	// A restored machine's memory is its own from where it writes.
+	share := "on"
+	if m.incoming {
+		board += ",suppress-vmdesc=on" // see devices
+		share = "off"
+	}
 	args := []string{
 		// The name is how Reap knows the process.
 		"-name", processName(m.id),
 		// ACPI is how the guest finds its devices; without the clock it
 		// waits a second for one.
-		"-M", "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on,memory-backend=mem",
-		"-object", fmt.Sprintf("memory-backend-ram,id=mem,size=%dM", m.memoryMiB),
+		"-M", board,
+		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=%s,share=%s", m.memoryMiB, memoryPath, share),
 		"-accel", accel, "-cpu", cpu,
 		"-m", fmt.Sprint(m.memoryMiB), "-smp", fmt.Sprint(m.cpus),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", m.consoleFD), "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", m.qmpFD), "-mon", "chardev=qmp,mode=control",
-		"-kernel", fdPath(m.kernelFD), "-initrd", fdPath(m.initrdFD),
-		"-append", strings.Join(params, " "),
 	}
-	if m.rootFD > 0 {
+	if m.incoming {
+		// What devices writes has no description of the machine: fits
+		// compares that.
+		args = append(args, "-S", "-incoming", "defer", "-global", "migration.send-configuration=off")
+	} else {
+		args = append(args, "-kernel", fdPath(m.kernelFD), "-initrd", fdPath(m.initrdFD), "-append", strings.Join(params, " "))
+	}
+	for i, fd := range m.disks() {
 		args = append(args,
-			"-add-fd", fmt.Sprintf("fd=%d,set=1", m.rootFD),
-			"-blockdev", "driver=file,node-name=root,filename=/dev/fdset/1,read-only=on,locking=off,cache.no-flush=on",
-			"-device", "virtio-blk-device,drive=root",
+			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, i+1),
+			"-blockdev", fmt.Sprintf("driver=file,node-name=disk%d,filename=/dev/fdset/%d,read-only=on,locking=off,cache.no-flush=on", i, i+1),
+			"-device", fmt.Sprintf("virtio-blk-device,drive=disk%d", i),
 		)
 	}
 	if m.tapFD > 0 {
@@ -91,6 +112,14 @@ func (m machine) args() []string {
 		)
 	}
 	return args
+}
+
+// disks are the descriptors of all disks, the root's first.
+func (m machine) disks() []int {
+	if m.rootFD == 0 {
+		return nil
+	}
+	return append([]int{m.rootFD}, m.diskFDs...)
 }
 
 func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

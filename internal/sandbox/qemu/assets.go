@@ -22,6 +22,7 @@ var guestModules = []string{"virtio_mmio", "virtio_blk", "virtio_net", "erofs", 
 // assets are the files that all machines boot from.
 type assets struct {
 	kernel, initrd string // paths
+	kernelDigest   string // of the kernel's image
 }
 
 // prepare makes the assets unless they are in the cache, which is keyed by
@@ -61,6 +62,8 @@ func (d *Driver) build() (assets, error) {
 	if err != nil {
 		return a, err
 	}
+	sum := sha256.Sum256(image)
+	a.kernelDigest = hex.EncodeToString(sum[:])
 	parts := [][]byte{image, d.agent}
 	var mods *initramfs.Modules
 	var order []string

@@ -27,11 +27,18 @@ type box struct {
 	limits    cgroup.Limits // before Start
 
 	// Set while it is being created, and not changed after.
-	group  *cgroup.Group
-	vm     *vm
-	client *agent.Client
+	group *cgroup.Group
+	vm    *vm
+	saved savedState // what a snapshot would say of it
+	image *image     // what it was restored from, nil if booted
+	link  *link
+
+	// Set when the agent has been reached, and not changed after.
+	token agent.Token
+	marks agent.Marks // where the function's output begins
 
 	destroying chan struct{} // lock of Destroy
+	saving     chan struct{} // lock of Save
 	ended      chan struct{} // closed when the function has ended
 
 	mu        sync.Mutex
@@ -49,10 +56,15 @@ var (
 
 func newBox(spec *sandbox.Spec) *box {
 	s := *spec
-	return &box{
+	b := &box{
 		spec: &s, resources: ocispec.Defaults(spec.Resources),
-		destroying: make(chan struct{}, 1), ended: make(chan struct{}),
+		destroying: make(chan struct{}, 1), saving: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
+	b.link = newLink(func(ctx context.Context) (*agent.Client, error) {
+		return agent.Connect(ctx, b.dialer(agent.Port), b.token)
+	})
+	b.link.hold() // until there is an agent
+	return b
 }
 
 // ID is Spec.ID.
@@ -73,15 +85,23 @@ func (b *box) bootPhases(begin, start, listening time.Time, agentTook time.Durat
 	}
 }
 
+func (b *box) addPhase(name string, begin time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.phases = append(b.phases, sandbox.Phase{Name: name, Took: time.Since(begin)})
+}
+
 // Phases are queue (for other machines to boot), vmm, kernel and agent, and
-// process after Start.
+// process after Start. Of a restored machine they are vmm and load, and resume
+// and agent after Start.
 func (b *box) Phases() []sandbox.Phase {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return append([]sandbox.Phase(nil), b.phases...)
 }
 
-// Start starts the function's process, and limits the processor.
+// Start starts the function's process, or has a prepared machine go on, and
+// limits the processor.
 func (b *box) Start(ctx context.Context) error {
 	b.mu.Lock()
 	bad := b.started || b.destroyed
@@ -90,7 +110,6 @@ func (b *box) Start(ctx context.Context) error {
 	if bad {
 		return fmt.Errorf("qemu: sandbox %s: started already, or destroyed", b.spec.ID)
 	}
-	begin := time.Now()
 	err := b.start(ctx)
 	if err != nil {
 		err = fmt.Errorf("qemu: sandbox %s: %w", b.spec.ID, err)
@@ -98,20 +117,38 @@ func (b *box) Start(ctx context.Context) error {
 		b.end(sandbox.Exit{Code: 127, Reason: err.Error(), At: time.Now()})
 		return err
 	}
-	b.mu.Lock()
-	b.phases = append(b.phases, sandbox.Phase{Name: "process", Took: time.Since(begin)})
-	b.mu.Unlock()
 	go b.watch()
 	return nil
 }
 
 func (b *box) start(ctx context.Context) error {
-	l := b.limits
-	l.CPUMillis = b.resources.CPUMillis
-	if _, err := cgroup.Create(b.spec.Cgroup, l); err != nil {
+	if b.image != nil {
+		// To come back to life is our work, not the function's.
+		if err := b.resume(ctx); err != nil {
+			return err
+		}
+		return b.limitCPU()
+	}
+	begin := time.Now()
+	if err := b.limitCPU(); err != nil {
 		return err
 	}
-	return b.client.Start(ctx, process(b.spec.Process))
+	c, err := b.link.get(ctx)
+	if err == nil {
+		err = c.Start(ctx, process(b.spec.Process))
+	}
+	if err != nil {
+		return err
+	}
+	b.addPhase("process", begin)
+	return nil
+}
+
+func (b *box) limitCPU() error {
+	l := b.limits
+	l.CPUMillis = b.resources.CPUMillis
+	_, err := cgroup.Create(b.spec.Cgroup, l)
+	return err
 }
 
 func process(p sandbox.Process) *agentpb.Process {
@@ -154,7 +191,11 @@ func (b *box) Signal(ctx context.Context, sig os.Signal) error {
 	if !ok {
 		return fmt.Errorf("qemu: %v is not a Linux signal", sig)
 	}
-	return b.failed(b.client.Signal(ctx, function, uint32(n)))
+	c, err := b.link.get(ctx)
+	if err == nil {
+		err = c.Signal(ctx, function, uint32(n))
+	}
+	return b.failed(err)
 }
 
 // Wait waits for the function's end.
@@ -178,7 +219,7 @@ func (b *box) WaitPort(ctx context.Context, port int) error {
 	if err := b.running(); err != nil {
 		return err
 	}
-	return b.failed(b.client.WaitPort(ctx, uint16(port)))
+	return b.failed(b.link.do(ctx, func(c *agent.Client) error { return c.WaitPort(ctx, uint16(port)) }))
 }
 
 // Dial connects to a port of the guest.
@@ -214,6 +255,22 @@ func (b *box) Stats(context.Context) (sandbox.Stats, error) {
 	return sandbox.Stats{MemoryBytes: s.MemoryBytes, CPUTime: s.CPUTime}, nil
 }
 
+// Mount mounts a disk, read-only, in the function's file system: disk 0 is
+// Spec.Disks[0].
+func (b *box) Mount(ctx context.Context, disk int, target string) error {
+	if err := b.running(); err != nil {
+		return err
+	}
+	if disk < 0 || disk >= len(b.spec.Disks) {
+		return fmt.Errorf("qemu: sandbox %s: there is no disk %d", b.spec.ID, disk)
+	}
+	c, err := b.link.get(ctx)
+	if err == nil {
+		err = c.Mount(ctx, uint32(disk), target)
+	}
+	return b.failed(err)
+}
+
 // Destroy ends the machine and frees what it held.
 func (b *box) Destroy(ctx context.Context) error {
 	b.mu.Lock()
@@ -228,10 +285,15 @@ func (b *box) Destroy(ctx context.Context) error {
 		b.vm.kill()
 		errs = append(errs, b.vm.wait(ctx), ignoreClosed(b.vm.qmp.Close()))
 	}
-	if b.client != nil {
-		_ = b.client.Close()
-	}
+	b.link.close()
 	b.conns.close()
+	if b.image != nil {
+		errs = append(errs, b.image.close())
+	}
+	if b.vm != nil && b.vm.memory != nil {
+		errs = append(errs, b.vm.memory.Close())
+		b.vm.memory = nil
+	}
 	if b.group != nil {
 		errs = append(errs, b.group.Kill(ctx), b.group.Delete(ctx))
 	}

@@ -39,6 +39,8 @@ type Config struct {
 	// guestkernel.Finder. Modules are in "modules" beside it, or in
 	// /lib/modules under the version in its name.
 	Kernel string
+	// KernelArgs are added to the guest kernel's command line.
+	KernelArgs []string
 	// Accel is AccelAuto if empty.
 	Accel Accel
 	// Agent is the program skep-agent; nil is the embedded one.
@@ -57,9 +59,10 @@ const (
 // nothing: Probe does.
 func New(c Config) (*Driver, error) {
 	d := &Driver{
-		log: c.Log, accel: c.Accel, cacheDir: c.CacheDir,
+		log: c.Log, accel: c.Accel, cacheDir: c.CacheDir, kernelArgs: c.KernelArgs,
 		booting:   make(chan struct{}, runtime.NumCPU()+1),
 		preparing: make(chan struct{}, 1), probing: make(chan struct{}, 1),
+		asking: make(chan struct{}, 1),
 	}
 	var err error
 	if !filepath.IsAbs(c.CacheDir) {

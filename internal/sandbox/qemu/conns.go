@@ -48,6 +48,17 @@ func (s *connSet) add(c net.Conn) (net.Conn, error) {
 	return w, nil
 }
 
+// reset ends all connections so that nothing of them is left at either end.
+func (s *connSet) reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		_ = c.SetLinger(0)
+		_ = c.TCPConn.Close()
+	}
+	clear(s.conns)
+}
+
 func (s *connSet) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

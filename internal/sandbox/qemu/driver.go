@@ -2,11 +2,13 @@ package qemu
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -15,7 +17,6 @@ import (
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/netns"
 	"github.com/skep-dev/skep/internal/sandbox"
-	"github.com/skep-dev/skep/internal/sandbox/ocispec"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
 )
 
@@ -42,6 +43,8 @@ type Driver struct {
 	kernel   guestkernel.Kernel
 	agent    []byte
 	cacheDir string
+	// kernelArgs are appended to the guest kernel's.
+	kernelArgs []string
 
 	preparing chan struct{} // lock of assets
 	assets    *assets
@@ -50,6 +53,9 @@ type Driver struct {
 	// more than there are processors would only make all of them late, and
 	// emulated clocks do not like to wait.
 	booting chan struct{}
+
+	asking  chan struct{} // lock of version
+	version string        // QEMU's, "" until it is known
 
 	probing chan struct{} // lock of accel and proved
 	accel   Accel         // auto until it is known
@@ -68,6 +74,9 @@ func (d *Driver) Capabilities() sandbox.Capabilities {
 		Link:                   sandbox.LinkTAP,
 		HardwareVirtualization: d.proved.Load(),
 		OwnKernel:              true,
+		Snapshot:               true,
+		RestoreModes:           slices.Clone(restoreModes),
+		LayeredSnapshot:        true,
 		BlockDevices:           true,
 		RootfsXattrs:           true,
 	}
@@ -79,10 +88,8 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	if _, f, err := ocispec.OpenImage(spec.Rootfs); err != nil {
+	if err := checkRootfs(spec.Rootfs); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
-	} else if err := f.Close(); err != nil {
-		return nil, err
 	}
 	accel, err := d.resolveAccel(ctx)
 	if err != nil {
@@ -101,14 +108,8 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	return b, nil
 }
 
-// boot fills in b, as far as it gets.
-func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error {
-	begin := time.Now()
-	if err := lock(ctx, d.booting); err != nil {
-		return fmt.Errorf("wait for other machines to boot: %w", err)
-	}
-	defer unlock(d.booting)
-	start := time.Now()
+// machine is what a box needs, but for the descriptors.
+func (b *box) machine(accel Accel) machine {
 	m := machine{
 		id: b.spec.ID, accel: accel, mac: b.spec.Link.MAC,
 		memoryMiB: (b.resources.MemoryBytes + guestOverhead + mib - 1) / mib,
@@ -116,41 +117,68 @@ func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error 
 		guestParams: []string{
 			"skep.address=" + b.spec.Link.Address.String(),
 			"skep.gateway=" + b.spec.Link.Gateway.String(),
+			fmt.Sprintf("skep.disks=%d", len(b.spec.Disks)),
 		},
 	}
 	if b.spec.Link.MTU > 0 {
 		m.guestParams = append(m.guestParams, fmt.Sprintf("skep.mtu=%d", b.spec.Link.MTU))
 	}
-	// The processor is limited from Start on: booting is our work, not the
-	// function's, and would take long on a part of one.
-	b.limits = cgroup.Limits{MemoryBytes: m.memoryMiB*mib + qemuOverhead, PIDs: qemuThreads}
 	if accel == AccelTCG {
 		m.tscKHz = tscKHz()
-		b.limits.MemoryBytes += codeMiB * mib
 	}
-	var err error
+	return m
+}
+
+// limits are a machine's before Start. The processor is limited from there on:
+// booting is our work, not the function's, and would take long on a part of
+// one.
+func (m machine) limits() cgroup.Limits {
+	l := cgroup.Limits{MemoryBytes: m.memoryMiB*mib + qemuOverhead, PIDs: qemuThreads}
+	if m.accel == AccelTCG {
+		l.MemoryBytes += codeMiB * mib
+	}
+	return l
+}
+
+// boot fills in b, as far as it gets.
+func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error {
+	begin := time.Now()
+	version, err := d.qemuVersion(ctx)
+	if err != nil {
+		return err
+	}
+	if err := lock(ctx, d.booting); err != nil {
+		return fmt.Errorf("wait for other machines to boot: %w", err)
+	}
+	defer unlock(d.booting)
+	start := time.Now()
+	m := b.machine(accel)
+	m.guestParams = append(m.guestParams, d.kernelArgs...)
+	m.assets = a
+	b.limits = m.limits()
 	if b.group, err = cgroup.Create(b.spec.Cgroup, b.limits); err != nil {
 		return err
 	}
-	tap, err := openTAP(b.spec.Link)
+	files, err := openFiles(b.spec)
 	if err != nil {
 		return err
 	}
-	defer tap.Close() //nolint:errcheck // QEMU has it
-	root, err := os.Open(b.spec.Rootfs)
-	if err != nil {
-		return fmt.Errorf("rootfs: %w", err)
-	}
-	defer root.Close() //nolint:errcheck // QEMU has it
-	if b.vm, err = d.start(ctx, m, a, b.group, root, tap); err != nil {
+	defer files.close()
+	if b.saved, err = files.describe(m.describe(version, b.spec)); err != nil {
 		return err
 	}
+	memory, err := newMemory(m.memoryMiB * mib)
+	if err != nil {
+		return err
+	}
+	if b.vm, err = d.start(ctx, m, files, memory, b.group); err != nil {
+		return errors.Join(err, memory.Close())
+	}
+	b.vm.memory = memory
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() {
-		<-b.vm.dead
-		cancel() // a machine that is gone does not even refuse
-	}()
+	stop := b.vm.whenDead(cancel)
+	defer stop()
 	if err := b.vm.awaitReady(ctx); err != nil {
 		return err
 	}
@@ -159,8 +187,11 @@ func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error 
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, b.vm.explain())
 	}
+	var id [agent.MachineIDSize]byte
+	_, _ = rand.Read(id[:]) // never fails
 	conf := &agentpb.ConfigureRequest{
 		Hostname:    b.spec.Hostname,
+		MachineId:   hex.EncodeToString(id[:]),
 		Address:     b.spec.Link.Address.IP.String(),
 		DiskBytes:   uint64(b.resources.DiskBytes),
 		MemoryBytes: uint64(b.resources.MemoryBytes),
@@ -169,59 +200,45 @@ func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error 
 	for _, ip := range b.spec.Link.DNS {
 		conf.Dns = append(conf.Dns, ip.String())
 	}
-	if err := b.client.Configure(ctx, conf); err != nil {
+	c, err := b.link.get(ctx)
+	if err == nil {
+		err = c.Configure(ctx, conf)
+	}
+	if err != nil {
 		return err
 	}
 	b.bootPhases(begin, start, listening, time.Duration(pong.ReadyMicros)*time.Microsecond)
 	return nil
 }
 
-// start starts QEMU in a cgroup; root and tap may be nil.
-func (d *Driver) start(ctx context.Context, m machine, a assets, g *cgroup.Group, root, tap *os.File) (*vm, error) {
-	ours, theirs, err := socketPair()
+// connect connects to the agent for the first time.
+func (b *box) connect(ctx context.Context) (*agentpb.PingResponse, error) {
+	b.token = agent.NewToken()
+	b.openLink()
+	c, err := b.link.get(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer theirs.Close() //nolint:errcheck // QEMU has it
-	var files []*os.File
-	give := func(f *os.File) int {
-		if f == nil {
-			return 0
-		}
-		files = append(files, f)
-		return len(files) + 2 // after the standard files
-	}
-	m.qmpFD = give(theirs)
-	m.rootFD = give(root)
-	m.tapFD = give(tap)
-	for path, fd := range map[string]*int{a.kernel: &m.kernelFD, a.initrd: &m.initrdFD} {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("cache: %w", err), ours.Close())
-		}
-		defer f.Close() //nolint:errcheck // read only
-		*fd = give(f)
-	}
-	return startVM(ctx, d.qemu, m, files, ours, g)
+	return c.Ping(ctx)
 }
 
-// connect connects to the agent, until the machine ends.
-func (b *box) connect(ctx context.Context) (*agentpb.PingResponse, error) {
-	var err error
-	if b.client, err = agent.Connect(ctx, b.dialer(agent.Port), agent.NewToken()); err != nil {
-		return nil, err
-	}
+// openLink makes connections to the agent possible, until the machine ends.
+func (b *box) openLink() {
+	b.link.release()
 	go func() {
 		<-b.vm.dead
-		_ = b.client.Close()
+		b.link.close()
 	}()
-	return b.client.Ping(ctx)
 }
 
 // dialer dials a port of the guest.
 func (b *box) dialer(port int) func(context.Context) (net.Conn, error) {
+	return b.netDialer("tcp", port)
+}
+
+func (b *box) netDialer(kind string, port int) func(context.Context) (net.Conn, error) {
 	addr := net.JoinHostPort(b.spec.Link.Address.IP.String(), fmt.Sprint(port))
 	return func(ctx context.Context) (net.Conn, error) {
-		return netns.Dial(ctx, b.spec.Link.DialNS, "tcp", addr)
+		return netns.Dial(ctx, b.spec.Link.DialNS, kind, addr)
 	}
 }

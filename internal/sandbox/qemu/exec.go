@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/agent/agentpb"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -17,7 +18,11 @@ func (b *box) Exec(ctx context.Context, e sandbox.Exec) (sandbox.Exit, error) {
 	if err := b.running(); err != nil {
 		return sandbox.Exit{}, err
 	}
-	id, err := b.client.Exec(ctx, &agentpb.ExecRequest{
+	client, err := b.link.get(ctx)
+	if err != nil {
+		return sandbox.Exit{}, b.failed(err)
+	}
+	id, err := client.Exec(ctx, &agentpb.ExecRequest{
 		Process: process(e.Process),
 		Stdin:   e.Stdin != nil, Stdout: e.Stdout != nil, Stderr: e.Stderr != nil,
 	})
@@ -28,18 +33,18 @@ func (b *box) Exec(ctx context.Context, e sandbox.Exec) (sandbox.Exit, error) {
 	defer func() {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 		defer cancel()
-		_ = b.client.Release(clean, id) // it fails only if the machine is gone
+		_ = client.Release(clean, id) // it fails only if the machine is gone
 	}()
 	var copies sync.WaitGroup
 	for s, f := range map[agentpb.Stream]*os.File{
 		agentpb.Stream_STREAM_STDOUT: e.Stdout, agentpb.Stream_STREAM_STDERR: e.Stderr,
 	} {
 		if f != nil {
-			copies.Go(func() { _ = b.client.CopyOutput(ctx, id, s, &forgiving{w: f}) })
+			copies.Go(func() { _, _ = client.CopyOutput(ctx, id, s, 0, &forgiving{w: f}) })
 		}
 	}
-	defer b.feed(ctx, id, e.Stdin)()
-	r, err := b.client.Wait(ctx, id)
+	defer feed(ctx, client, id, e.Stdin)()
+	r, err := client.Wait(ctx, id)
 	if err != nil {
 		if ctx.Err() != nil {
 			return sandbox.Exit{}, fmt.Errorf("qemu: exec in sandbox %s: %w", b.spec.ID, ctx.Err())
@@ -59,7 +64,7 @@ func (b *box) Exec(ctx context.Context, e sandbox.Exec) (sandbox.Exit, error) {
 }
 
 // feed copies a file to a process's input until stop is called.
-func (b *box) feed(ctx context.Context, id uint32, in *os.File) (stop func()) {
+func feed(ctx context.Context, client *agent.Client, id uint32, in *os.File) (stop func()) {
 	if in == nil {
 		return func() {}
 	}
@@ -67,7 +72,7 @@ func (b *box) feed(ctx context.Context, id uint32, in *os.File) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = b.client.CopyInput(ctx, id, io.Reader(in)) // the process may not want it all
+		_ = client.CopyInput(ctx, id, io.Reader(in)) // the process may not want it all
 	}()
 	return func() {
 		cancel()

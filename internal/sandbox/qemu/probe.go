@@ -58,7 +58,13 @@ func (d *Driver) probe(ctx context.Context, accel Accel, scratch sandbox.State) 
 		defer cancel()
 		err = errors.Join(err, g.Kill(clean), g.Delete(clean))
 	}()
-	v, err := d.start(ctx, m, a, g, nil, nil)
+	m.assets = a
+	memory, err := newMemory(probeMemoryMiB * mib)
+	if err != nil {
+		return err
+	}
+	defer memory.Close() //nolint:errcheck // in memory
+	v, err := d.start(ctx, m, &machineFiles{}, memory, g)
 	if err != nil {
 		return err
 	}

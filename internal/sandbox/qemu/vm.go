@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/cgroup"
+	"github.com/skep-dev/skep/internal/sandbox/qemu/launcher"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/qmp"
 )
 
@@ -27,9 +28,14 @@ type vm struct {
 	qmp     *qmp.Client
 	greeted time.Time
 	dead    chan struct{} // closed when the process has been waited for
+	loaded  chan string   // how loading a snapshot's devices ended
+	stateFD int           // QEMU's number of where they are
+	// memory is that of a machine that was booted, else nil.
+	memory *os.File
 
-	mu     sync.Mutex
-	reason string // why it stopped, in QEMU's words
+	mu       sync.Mutex
+	reason   string // why it stopped, in QEMU's words
+	stopping bool   // it is being stopped, and will go on
 }
 
 // Each QEMU has a user of its own, so that one that is broken out of can do
@@ -54,19 +60,17 @@ const oomScoreAdj = "500"
 // maxMessages bounds what is kept of QEMU's own messages.
 const maxMessages = 4 << 10
 
-// startVM starts QEMU with the files as its descriptors from 3 on. qmpEnd is
-// our end of its control connection. It takes over qmpEnd, but not the files.
-func startVM(ctx context.Context, program string, m machine, files []*os.File, qmpEnd net.Conn, g *cgroup.Group) (*vm, error) {
-	out, outW, err := os.Pipe()
-	if err != nil {
-		_ = qmpEnd.Close()
-		return nil, err
-	}
-	v := &vm{dead: make(chan struct{})}
+// startVM starts QEMU with the guest's memory as its descriptor 0 and the files
+// from 3 on. ours are our ends of its control connection and of its console;
+// theirs are the other ends, among the files. It takes over all four,
+// but not the other files.
+func startVM(ctx context.Context, program string, m machine, memory *os.File, files []*os.File, ours [2]net.Conn, theirs [2]*os.File, g *cgroup.Group) (*vm, error) {
+	qmpEnd, out := ours[0], ours[1]
+	v := &vm{dead: make(chan struct{}), loaded: make(chan string, 1), stateFD: m.stateFD}
 	v.cmd = exec.Command(program, m.args()...) //nolint:noctx // it outlives ctx
 	v.cmd.Dir = "/"
 	v.cmd.Env = []string{}
-	v.cmd.Stdout = outW
+	v.cmd.Stdin = memory // see filter
 	v.cmd.Stderr = &v.stderr
 	v.cmd.ExtraFiles = files
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -75,8 +79,9 @@ func startVM(ctx context.Context, program string, m machine, files []*os.File, q
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Credential: &syscall.Credential{Uid: uid(m.id), Gid: uid(m.id), Groups: kvmGroups(m.accel)},
 	}
-	err = v.cmd.Start()
-	_ = outW.Close()
+	err := launcher.Start(v.cmd, launcher.Options{NoHugePages: m.incoming, Filter: filter()})
+	// QEMU must be their only owner, so that we see its end.
+	err = errors.Join(err, theirs[0].Close(), theirs[1].Close())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start QEMU: %w", err), out.Close(), qmpEnd.Close())
 	}
@@ -131,7 +136,16 @@ func (v *vm) event(e qmp.Event) {
 		why = fmt.Sprintf("%.64s", d.Reason)
 	case "GUEST_PANICKED":
 		why = "the guest's kernel panicked"
+	case "MIGRATION":
+		v.migrated(e.Data)
+		return
 	case "STOP":
+		v.mu.Lock()
+		stopping := v.stopping
+		v.mu.Unlock()
+		if stopping {
+			return
+		}
 		why = "the processor could not go on"
 		v.kill()
 	default:
@@ -142,6 +156,27 @@ func (v *vm) event(e qmp.Event) {
 	if v.reason == "" {
 		v.reason = why
 	}
+}
+
+// expectStop says that the machine is about to be stopped, or goes on.
+func (v *vm) expectStop(yes bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.stopping = yes
+}
+
+// whenDead calls f when the process has ended, unless stop is called before: a
+// machine that is gone does not even refuse a connection.
+func (v *vm) whenDead(f func()) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-v.dead:
+			f()
+		case <-done:
+		}
+	}()
+	return func() { close(done) }
 }
 
 // wait waits for the process's end.
@@ -227,8 +262,8 @@ func socketPair() (net.Conn, *os.File, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	theirs := os.NewFile(uintptr(fds[1]), "qmp")
-	f := os.NewFile(uintptr(fds[0]), "qmp")
+	theirs := os.NewFile(uintptr(fds[1]), "theirs")
+	f := os.NewFile(uintptr(fds[0]), "ours")
 	defer f.Close() //nolint:errcheck // FileConn duplicates
 	conn, err := net.FileConn(f)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/agent/agentpb"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -24,13 +25,20 @@ const (
 func (b *box) watch() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	if b.image != nil {
+		b.settle()
+	}
 	var copies sync.WaitGroup
 	for s, w := range map[agentpb.Stream]io.Writer{
 		agentpb.Stream_STREAM_STDOUT: b.spec.Stdout, agentpb.Stream_STREAM_STDERR: b.spec.Stderr,
 	} {
-		copies.Go(func() { _ = b.client.CopyOutput(ctx, function, s, &forgiving{w: w}) })
+		copies.Go(func() { b.copyOutput(ctx, s, w) })
 	}
-	r, err := b.client.Wait(ctx, function)
+	var r *agentpb.WaitResponse
+	err := b.link.do(ctx, func(c *agent.Client) (err error) {
+		r, err = c.Wait(ctx, function)
+		return err
+	})
 	if err != nil {
 		b.end(b.lost(err))
 		return
@@ -46,6 +54,33 @@ func (b *box) watch() {
 	}
 	b.end(exit(r))
 	b.vm.kill()
+}
+
+// settleTime is how long nobody listens to a machine that was restored, unless
+// somebody wants its agent for another reason: its first request goes before.
+const settleTime = time.Second
+
+func (b *box) settle() {
+	t := time.NewTimer(settleTime)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-b.vm.dead:
+	}
+}
+
+// copyOutput copies the function's output to its end, over as many connections
+// as it takes.
+func (b *box) copyOutput(ctx context.Context, s agentpb.Stream, w io.Writer) {
+	offset := b.marks.Stdout
+	if s == agentpb.Stream_STREAM_STDERR {
+		offset = b.marks.Stderr
+	}
+	to := &forgiving{w: w}
+	_ = b.link.do(ctx, func(c *agent.Client) (err error) {
+		offset, err = c.CopyOutput(ctx, function, s, offset, to)
+		return err
+	})
 }
 
 // exit makes sense of what the guest says.

@@ -7,23 +7,33 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/internal/pager"
+	"github.com/skep-dev/skep/internal/sandbox/qemu/launcher"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/migration"
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // mapped starts a clone whose memory is a file, copy on write.
-func mapped(ctx context.Context, t testing.TB, s *saved, stream func(io.Writer) error) *machine {
+func mapped(ctx context.Context, t testing.TB, s *saved, change func(*options), stream func(io.Writer) error) *machine {
 	t.Helper()
 	ours, theirs := socketPair(t)
-	m := launch(ctx, t, options{
+	o := options{
 		memory:   fmt.Sprintf("memory-backend-file,id=mem,size=%d,mem-path=%s,share=off", ramSize, s.memory),
 		incoming: theirs,
-	})
+	}
+	if change != nil {
+		change(&o)
+	}
+	m := launch(ctx, t, o)
 	m.capability(ctx, "x-ignore-shared")
 	m.receive(ctx)
 	if err := stream(ours); err != nil {
@@ -50,11 +60,23 @@ type paged struct {
 // page starts one; change may alter the configuration.
 func page(ctx context.Context, t testing.TB, s *saved, change func(*migration.Config)) *paged {
 	t.Helper()
+	p := pageAs(ctx, t, s, nil, change)
+	p.awaitResume(ctx)
+	return p
+}
+
+// pageAs does it with changed options, and does not wait.
+func pageAs(ctx context.Context, t testing.TB, s *saved, as func(*options), change func(*migration.Config)) *paged {
+	t.Helper()
 	ours, theirs := socketPair(t)
-	m := launch(ctx, t, options{
+	o := options{
 		memory:   fmt.Sprintf("memory-backend-ram,id=mem,size=%d", ramSize),
 		incoming: theirs,
-	})
+	}
+	if as != nil {
+		as(&o)
+	}
+	m := launch(ctx, t, o)
 	cfg := migration.Config{
 		State: s.state, Block: "mem", Memory: s.image(t), Conn: ours, Exited: m.exited,
 		Kill: func(context.Context) error { return ignoreDone(m.cmd.Process.Kill()) },
@@ -74,7 +96,6 @@ func page(ctx context.Context, t testing.TB, s *saved, change func(*migration.Co
 		m.kill()
 		p.served <- <-p.served // it has ended before its files are closed
 	})
-	m.awaitResume(ctx)
 	return p
 }
 
@@ -127,7 +148,7 @@ func openSet(t testing.TB, path string) *pager.WorkingSet {
 func TestRestoreMapped(t *testing.T) {
 	s := snapshot(t)
 	ctx := deadline(t, time.Minute)
-	m := mapped(ctx, t, s, writeState(s.state))
+	m := mapped(ctx, t, s, nil, writeState(s.state))
 	s.check(ctx, t, m)
 }
 
@@ -160,7 +181,7 @@ func TestRestoreEager(t *testing.T) {
 func TestDiff(t *testing.T) {
 	s := snapshot(t)
 	ctx := deadline(t, 2*time.Minute)
-	m := mapped(ctx, t, s, writeState(s.state))
+	m := mapped(ctx, t, s, nil, writeState(s.state))
 	m.ask(ctx, "dirty 300", "dirtied")
 	want := m.ask(ctx, "zero 100", "zeroed")
 	m.do(ctx, "migrate-set-capabilities", object{"capabilities": []object{{"capability": "x-ignore-shared", "state": false}}}, nil)
@@ -194,7 +215,7 @@ func TestDiff(t *testing.T) {
 	}
 
 	t.Run("over a mapped base", func(t *testing.T) {
-		m := mapped(ctx, t, diff, func(w io.Writer) error {
+		m := mapped(ctx, t, diff, nil, func(w io.Writer) error {
 			return diff.state.WriteIncoming(ctx, w, migration.Memory{Block: "mem", Reader: f, Extents: layer.Extents})
 		})
 		diff.check(ctx, t, m)
@@ -250,6 +271,90 @@ func TestRecordAndPrefetch(t *testing.T) {
 		t.Errorf("%+v", warm)
 	}
 	s.check(ctx, t, p.machine)
+}
+
+// A state of devices alone will do, for a QEMU that expects nothing else, is
+// an ordinary user's and is told when to go on.
+func TestDevicesOnly(t *testing.T) {
+	testenv.Root(t)
+	s := snapshot(t)
+	ctx := deadline(t, time.Minute)
+	state, err := migration.ParseDevices(bytes.NewReader(s.devices), migration.Block{Name: "mem", Size: ramSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pageAs(ctx, t, s, func(o *options) {
+		o.board, o.args = ",suppress-vmdesc=on", []string{"-S", "-global", "migration.send-configuration=off"}
+		o.start = func(c *exec.Cmd) error {
+			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			return launcher.Start(c, launcher.Options{Userfaultfd: true})
+		}
+	}, func(c *migration.Config) { c.State = state })
+	p.awaitPaused(ctx)
+	p.do(ctx, "cont", nil, nil)
+	s.check(ctx, t, p.machine)
+	if err := p.source.Complete(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.check(ctx, t, p.machine)
+}
+
+// Memory in a file that we have, too, can be saved as that of a machine that
+// was booted, once it is complete.
+func TestSharedMemory(t *testing.T) {
+	s := snapshot(t)
+	ctx := deadline(t, time.Minute)
+	restored := func(s *saved) (*paged, *os.File) {
+		state, err := migration.ParseDevices(bytes.NewReader(s.devices), migration.Block{Name: "mem", Size: ramSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		memory := memfd(t)
+		p := pageAs(ctx, t, s, func(o *options) {
+			o.shared, o.board = memory, ",suppress-vmdesc=on"
+			o.args = []string{"-global", "migration.send-configuration=off"}
+		}, func(c *migration.Config) { c.State = state })
+		p.awaitResume(ctx)
+		return p, memory
+	}
+	p, memory := restored(s)
+	again := &saved{disk: s.disk, sum: p.ask(ctx, "dirty 50", "dirtied"), memory: filepath.Join(t.TempDir(), "memory")}
+	if err := p.source.Complete(ctx); err != nil {
+		t.Fatalf("%v: %s", err, &p.stderr)
+	}
+	p.do(ctx, "stop", nil, nil)
+	devices := filepath.Join(t.TempDir(), "devices")
+	p.do(ctx, "xen-save-devices-state", object{"filename": devices, "live": false}, nil)
+	var err error
+	if again.devices, err = os.ReadFile(devices); err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, ramSize)
+	if _, err := memory.ReadAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(again.memory, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.do(ctx, "cont", nil, nil)
+	again.check(ctx, t, p.machine)
+	p.kill()
+	p, _ = restored(again)
+	again.check(ctx, t, p.machine)
+}
+
+func memfd(t testing.TB) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "guest")
+	t.Cleanup(func() { _ = f.Close() })
+	if err := f.Truncate(ramSize); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // Clones run from one image and one set, at the same time.
@@ -308,7 +413,7 @@ func TestComplete(t *testing.T) {
 		return err
 	})
 	p.kill()
-	m := mapped(ctx, t, again, writeState(again.state))
+	m := mapped(ctx, t, again, nil, writeState(again.state))
 	again.check(ctx, t, m)
 }
 

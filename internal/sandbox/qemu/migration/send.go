@@ -11,12 +11,17 @@ import (
 	"github.com/skep-dev/skep/internal/pager"
 )
 
-// pushPages is how many pages are pushed before requests are looked for.
-const pushPages = 16
+const (
+	// pushPages is how many pages are pushed before requests get their turn.
+	pushPages = 16
+	// maxBatch bounds how many requests are answered together.
+	maxBatch = 64
+)
 
-// receive reads the return path.
+// receive reads the return path, and answers what is asked for.
 func (s *Source) receive(ctx context.Context) error {
 	in := newReplies(s.cfg.Conn)
+	var batch []request
 	for {
 		m, err := in.next()
 		if err != nil {
@@ -32,7 +37,7 @@ func (s *Source) receive(ctx context.Context) error {
 			}
 			return fmt.Errorf("%w (status %d)", ErrDropped, m.status)
 		case replyPages, replyPagesID:
-			block, err := s.cfg.State.check(m)
+			block, err := s.find(ctx, m)
 			if err != nil {
 				return err
 			}
@@ -41,62 +46,94 @@ func (s *Source) receive(ctx context.Context) error {
 				s.rec.touch(r)
 			}
 			s.stats.requests.Add(1)
-			select {
-			case s.requests <- r:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+			batch = append(batch, r)
 		}
+		if len(batch) == 0 || in.d.r.Buffered() > 0 && len(batch) < maxBatch {
+			continue
+		}
+		if err := s.answer(ctx, batch); err != nil {
+			return err
+		}
+		batch = batch[:0]
 	}
 }
 
-// send restores the machine and then answers.
+// Bounds of blocks that a state of devices only does not list.
+const (
+	maxFirmware       = 32 // blocks
+	maxFirmwareMemory = 64 << 20
+)
+
+// find is the block of a request. One that is not listed is added, if that can
+// be.
+func (s *Source) find(ctx context.Context, m reply) (int, error) {
+	block, ok := s.state.Block(m.block)
+	if !ok {
+		if !s.state.DevicesOnly || len(s.state.Blocks) > maxFirmware {
+			return 0, fmt.Errorf("%w: request for block %q, which the machine does not have", ErrFormat, m.block)
+		}
+		if err := s.lock(ctx); err != nil {
+			return 0, err
+		}
+		s.state.Blocks = append(s.state.Blocks, Block{Name: m.block, Size: maxFirmwareMemory})
+		s.sent = append(s.sent, newBitmap(maxFirmwareMemory/PageSize))
+		block = len(s.state.Blocks) - 1
+		s.unlock()
+	}
+	return block, s.state.Blocks[block].check(m)
+}
+
+// send restores the machine, and pushes what is left when it is told to.
 func (s *Source) send(ctx context.Context) error {
-	out := newWriter(ctx, s.cfg.Conn)
-	if err := s.intro(ctx, out); err != nil {
+	s.out = newWriter(ctx, s.cfg.Conn)
+	err := s.intro(ctx)
+	s.unlock()
+	if err != nil {
 		return err
 	}
-	pushing := s.pushing
-	next := uint64(0)
-	for {
-		select {
-		case r := <-s.requests:
-			if err := s.answer(out, r); err != nil {
-				return err
-			}
-			continue
-		default:
+	select {
+	case <-s.pushing:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	pages := uint64(s.cfg.Memory.Size()) / PageSize
+	for next := uint64(0); next < pages; {
+		if err := s.lock(ctx); err != nil {
+			return err
 		}
-		select {
-		case r := <-s.requests:
-			if err := s.answer(out, r); err != nil {
-				return err
-			}
-		case <-pushing:
-			var err error
-			if next, err = s.push(out, next); err != nil {
-				return err
-			}
-			if next == s.sent[s.block].pages {
-				pushing = nil
-				if err := s.finish(out); err != nil {
-					return err
-				}
-			}
-		case <-ctx.Done():
-			return ctx.Err()
+		next, err = s.push(next)
+		if err == nil && next == pages {
+			err = s.finish()
+		}
+		s.unlock()
+		if err != nil {
+			return err
 		}
 	}
+	return nil
 }
+
+// lock takes the stream. Those who wait get it in the order they came, so a
+// request waits for one push at most.
+func (s *Source) lock(ctx context.Context) error {
+	select {
+	case s.sending <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *Source) unlock() { <-s.sending }
 
 // intro sends everything up to the machine's start. QEMU must be told that
 // postcopy may come and be made to discard something before it gets any page:
 // then it sees to it that no huge page of zeros comes to lie around it. The
 // devices go in a package, which QEMU reads as a whole: loading them touches
 // memory, for which the stream must be free.
-func (s *Source) intro(ctx context.Context, out *writer) error {
-	start := time.Now()
-	st := s.cfg.State
+func (s *Source) intro(ctx context.Context) error {
+	start, out := time.Now(), s.out
+	st := &s.state
 	out.buf = st.appendHeader(out.buf, nil)
 	out.buf = appendCommand(out.buf, cmdOpenReturnPath, nil)
 	out.buf = appendCommand(out.buf, cmdPostcopyAdvise, appendU64(appendU64(nil, PageSize), PageSize))
@@ -106,10 +143,10 @@ func (s *Source) intro(ctx context.Context, out *writer) error {
 	out.buf = appendCommand(out.buf, cmdDiscard, discard)
 	out.begin(sectionPart, st.SectionID)
 	for _, p := range st.Pages {
-		s.page(out, p.Block, p.Offset/PageSize, p.Data)
+		s.page(p.Block, p.Offset/PageSize, p.Data)
 	}
 	if s.cfg.WorkingSet != nil {
-		if err := s.prefetch(ctx, out); err != nil {
+		if err := s.prefetch(ctx); err != nil {
 			return err
 		}
 	}
@@ -129,8 +166,8 @@ func (s *Source) intro(ctx context.Context, out *writer) error {
 
 // prefetch sends the working set. Damage in it is no failure: what is not sent
 // is served on demand.
-func (s *Source) prefetch(ctx context.Context, out *writer) error {
-	start := time.Now()
+func (s *Source) prefetch(ctx context.Context) error {
+	start, out := time.Now(), s.out
 	err := s.cfg.WorkingSet.Walk(ctx, func(run pager.Run, data []byte) error {
 		for i := range uint64(run.Count) {
 			page := run.Page + i
@@ -139,11 +176,11 @@ func (s *Source) prefetch(ctx context.Context, out *writer) error {
 				continue
 			}
 			if run.Zero {
-				s.page(out, s.block, page, nil)
+				s.page(s.block, page, nil)
 				s.stats.preZeroed.Add(1)
 				continue
 			}
-			s.page(out, s.block, page, data[i*PageSize:(i+1)*PageSize])
+			s.page(s.block, page, data[i*PageSize:(i+1)*PageSize])
 			s.stats.prefetched.Add(1)
 		}
 		return out.err
@@ -158,46 +195,47 @@ func (s *Source) prefetch(ctx context.Context, out *writer) error {
 }
 
 // page sends a page unless it was sent.
-func (s *Source) page(out *writer, block int, page uint64, data []byte) {
+func (s *Source) page(block int, page uint64, data []byte) {
 	if !s.sent[block].has(page) {
 		s.sent[block].set(page)
-		out.page(s.cfg.State, block, page*PageSize, data)
+		s.out.page(&s.state, block, page*PageSize, data)
 	}
 }
 
-// answer sends what was asked for, and what else is asked for by now.
-func (s *Source) answer(out *writer, r request) error {
-	out.begin(sectionPart, s.cfg.State.SectionID)
-	sent, err := s.pages(out, r)
-	for more := true; more && err == nil && len(out.buf) < writeSize/4; {
-		select {
-		case r = <-s.requests:
-			var n uint64
-			n, err = s.pages(out, r)
-			sent += n
-		default:
-			more = false
-		}
-	}
-	if err != nil {
+// answer sends what was asked for.
+func (s *Source) answer(ctx context.Context, batch []request) error {
+	if err := s.lock(ctx); err != nil {
 		return err
 	}
-	if sent == 0 {
-		out.buf = out.buf[:0]
+	defer s.unlock()
+	if s.stats.ended.Load() {
 		return nil
 	}
-	out.end(s.cfg.State.SectionID)
-	return out.finish("send pages")
+	s.out.begin(sectionPart, s.state.SectionID)
+	sent := uint64(0)
+	for _, r := range batch {
+		n, err := s.pages(r)
+		if err != nil {
+			return err
+		}
+		sent += n
+	}
+	if sent == 0 {
+		s.out.buf = s.out.buf[:0]
+		return nil
+	}
+	s.out.end(s.state.SectionID)
+	return s.out.finish("send pages")
 }
 
 // pages sends the pages of a request that were not sent.
-func (s *Source) pages(out *writer, r request) (sent uint64, err error) {
+func (s *Source) pages(r request) (sent uint64, err error) {
 	for page := r.page; page < r.page+r.count; page++ {
 		if s.sent[r.block].has(page) {
 			s.stats.raced.Add(1) // on its way while it was asked for
 			continue
 		}
-		zero, err := s.load(out, r.block, page)
+		zero, err := s.load(r.block, page)
 		if err != nil {
 			return sent, err
 		}
@@ -212,34 +250,35 @@ func (s *Source) pages(out *writer, r request) (sent uint64, err error) {
 }
 
 // load sends a page from the source.
-func (s *Source) load(out *writer, block int, page uint64) (zero bool, err error) {
+func (s *Source) load(block int, page uint64) (zero bool, err error) {
 	off := int64(page * PageSize)
 	if block != s.block || s.cfg.Memory.Zero(off, PageSize) {
 		// All that others have is in the state, which was sent.
-		s.page(out, block, page, nil)
-		return true, out.err
+		s.page(block, page, nil)
+		return true, s.out.err
 	}
 	var data [PageSize]byte
 	if n, err := s.cfg.Memory.ReadAt(data[:], off); n < PageSize {
 		return false, fmt.Errorf("read page at %#x: %w", off, errors.Join(err, io.ErrUnexpectedEOF))
 	}
 	zero = isZero(data[:])
-	s.page(out, block, page, data[:])
-	return zero, out.err
+	s.page(block, page, data[:])
+	return zero, s.out.err
 }
 
 // push sends some pages from next on that were not sent, and returns where it
 // got to. Zeros need not be sent: a page that QEMU did not get is zeros once
 // the migration is over.
-func (s *Source) push(out *writer, next uint64) (uint64, error) {
+func (s *Source) push(next uint64) (uint64, error) {
+	out := s.out
 	sent := &s.sent[s.block]
-	out.begin(sectionPart, s.cfg.State.SectionID)
+	out.begin(sectionPart, s.state.SectionID)
 	pushed := 0
 	for ; next < sent.pages && pushed < pushPages; next++ {
 		if sent.has(next) || s.cfg.Memory.Zero(int64(next*PageSize), PageSize) {
 			continue
 		}
-		if _, err := s.load(out, s.block, next); err != nil {
+		if _, err := s.load(s.block, next); err != nil {
 			return next, err
 		}
 		pushed++
@@ -249,16 +288,17 @@ func (s *Source) push(out *writer, next uint64) (uint64, error) {
 		return next, nil
 	}
 	s.stats.pushed.Add(uint64(pushed))
-	out.end(s.cfg.State.SectionID)
+	out.end(s.state.SectionID)
 	return next, out.finish("push pages")
 }
 
 // finish ends the stream. What is asked for from now on gets no answer: QEMU
 // wakes those who wait when it sees the end.
-func (s *Source) finish(out *writer) error {
+func (s *Source) finish() error {
+	out := s.out
 	s.stats.ended.Store(true)
-	out.begin(sectionEnd, s.cfg.State.SectionID)
-	out.end(s.cfg.State.SectionID)
+	out.begin(sectionEnd, s.state.SectionID)
+	out.end(s.state.SectionID)
 	out.buf = append(out.buf, sectionEOF)
 	return out.finish("end the migration")
 }

@@ -69,10 +69,10 @@ type Config struct {
 // 5), with QEMU's own postcopy in place of the userfaultfd handler.
 type Source struct {
 	cfg   Config
+	state State // a copy, whose blocks may become more
 	block int
 	stats counters
 
-	requests chan request
 	pushing  chan struct{} // closed by the first Complete
 	pushOnce sync.Once
 	served   chan struct{} // closed when Serve is about to return
@@ -81,8 +81,11 @@ type Source struct {
 	closing func(error) // ends all; the first cause is kept
 
 	rec recorder
+	// sending is full while somebody has the stream: out and sent.
+	sending chan struct{}
+	out     *writer
 	// sent has a bit for each page of each block. A page that is there must
-	// not be sent again: QEMU fails. Only the sending goroutine uses it.
+	// not be sent again: QEMU fails.
 	sent []bitmap
 }
 
@@ -91,9 +94,6 @@ type request struct {
 	block       int
 	page, count uint64
 }
-
-// maxRequests is how many are kept; QEMU has one for each thread that waits.
-const maxRequests = 256
 
 // New checks cfg. On error the connection is still the caller's.
 func New(cfg Config) (*Source, error) {
@@ -126,10 +126,11 @@ func New(cfg Config) (*Source, error) {
 		cfg.KillTimeout = 5 * time.Second
 	}
 	s := &Source{
-		cfg: cfg, block: block,
-		requests: make(chan request, maxRequests), pushing: make(chan struct{}), served: make(chan struct{}),
+		cfg: cfg, state: *cfg.State, block: block,
+		pushing: make(chan struct{}), served: make(chan struct{}), sending: make(chan struct{}, 1),
 		rec: recorder{open: true, record: cfg.Record},
 	}
+	s.state.Blocks = slices.Clone(cfg.State.Blocks)
 	for _, b := range cfg.State.Blocks {
 		s.sent = append(s.sent, newBitmap(b.Size/PageSize))
 	}
@@ -149,6 +150,7 @@ func (s *Source) Serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.closing = cancel
+	s.sending <- struct{}{} // for send, whose introduction comes before all answers
 	var threads sync.WaitGroup
 	threads.Go(func() { s.guard(func() error { return s.receive(ctx) }) })
 	threads.Go(func() { s.guard(func() error { return s.send(ctx) }) })

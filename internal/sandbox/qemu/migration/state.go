@@ -43,7 +43,9 @@ type Page struct {
 
 // State is all of a stream but the pages of ignored blocks.
 type State struct {
-	Machine      string   // type, such as "microvm"
+	// Machine is the type, such as "microvm"; "": the stream has no section
+	// with the configuration (QEMU's -global migration.send-configuration=off).
+	Machine      string
 	Capabilities []string // those that a destination must have, too
 	PageBits     uint32   // 0: not said
 	UUID         []byte   // nil: not said
@@ -53,9 +55,38 @@ type State struct {
 	Pages []Page
 	// Devices is the sections behind "ram", without the EOF that ends them.
 	Devices []byte
-	// Description is QEMU's JSON about Devices.
+	// Description is QEMU's JSON about Devices; nil: the stream has none (its
+	// machine has suppress-vmdesc=on).
 	Description []byte
+	// DevicesOnly says that Blocks lacks those of devices and firmware, which
+	// are taken to be zeros: see ParseDevices.
+	DevicesOnly bool
 }
+
+// ParseDevices reads what QEMU's command xen-save-devices-state writes: a
+// stream without memory. The block is the one that the machine's memory is, by
+// the name of its memory backend. Firmware is not in such a state, so a machine
+// that is restored from it cannot boot again.
+func ParseDevices(r io.Reader, block Block) (*State, error) {
+	data, err := io.ReadAll(io.LimitReader(r, MaxState+1))
+	if err != nil {
+		return nil, fmt.Errorf("parse device state: %w", err)
+	}
+	head := appendU32(appendU32(nil, magic), version)
+	body, ok := bytes.CutPrefix(data, head)
+	body, ended := bytes.CutSuffix(body, []byte{sectionEOF})
+	if !ok || !ended || len(body) == 0 || body[0] != sectionFull || len(data) > MaxState {
+		return nil, fmt.Errorf("parse device state: %w: %d bytes", ErrFormat, len(data))
+	}
+	if block.Name == "" || len(block.Name) > 255 || block.Size == 0 || block.Size%PageSize != 0 || block.Size > MaxMemory {
+		return nil, fmt.Errorf("parse device state: block %q of %d bytes", block.Name, block.Size)
+	}
+	return &State{SectionID: devicesRAM, Blocks: []Block{block}, Devices: body, DevicesOnly: true}, nil
+}
+
+// devicesRAM is the number of a section "ram" that no saved stream had: QEMU
+// numbers from 0.
+const devicesRAM = 1 << 16
 
 // IgnoreShared tells whether the stream is one with CapIgnoreShared.
 func (s *State) IgnoreShared() bool { return slices.Contains(s.Capabilities, CapIgnoreShared) }
@@ -156,11 +187,12 @@ func (d *decoder) footer(id uint32) {
 // configuration reads the section of this name, whose subsections cannot be
 // skipped, as they do not say how long they are.
 func (s *State) configuration(d *decoder) {
-	if kind := d.u8(); kind != sectionConfiguration {
-		d.badf("section of type %#x where the configuration is expected", kind)
+	if kind, _ := d.peek(); kind != sectionConfiguration {
+		return
 	}
+	d.u8()
 	n := d.u32()
-	if n > maxMachine {
+	if n == 0 || n > maxMachine {
 		d.badf("name of machine type has %d bytes", n)
 		return
 	}

@@ -9,8 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxMessage bounds a message from QEMU.
@@ -112,6 +115,12 @@ func (c *Client) read() {
 // is not an *Error the connection is closed: answers would no longer belong to
 // their commands.
 func (c *Client) Execute(ctx context.Context, command string, arguments, result any) error {
+	return c.ExecuteWithFile(ctx, command, arguments, result, nil)
+}
+
+// ExecuteWithFile is Execute for a command that takes a descriptor, such as
+// add-fd. The file stays the caller's. The connection must be a Unix socket.
+func (c *Client) ExecuteWithFile(ctx context.Context, command string, arguments, result any, file *os.File) error {
 	select {
 	case c.calling <- struct{}{}:
 		defer func() { <-c.calling }()
@@ -136,7 +145,7 @@ func (c *Client) Execute(ctx context.Context, command string, arguments, result 
 	_ = c.conn.SetWriteDeadline(deadline) // zero: none
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := c.conn.Write(append(req, '\n')); err != nil {
+	if err := c.send(append(req, '\n'), file); err != nil {
 		_ = c.Close()
 		return fmt.Errorf("qmp: %s: %w", command, err)
 	}
@@ -157,4 +166,20 @@ func (c *Client) Execute(ctx context.Context, command string, arguments, result 
 		_ = c.Close()
 		return fmt.Errorf("qmp: %s: %w", command, ctx.Err())
 	}
+}
+
+func (c *Client) send(b []byte, file *os.File) error {
+	if file == nil {
+		_, err := c.conn.Write(b)
+		return err
+	}
+	u, ok := c.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("not a Unix socket, a descriptor cannot be sent")
+	}
+	n, _, err := u.WriteMsgUnix(b, unix.UnixRights(int(file.Fd())), nil)
+	if err == nil && n < len(b) {
+		_, err = u.Write(b[n:])
+	}
+	return err
 }

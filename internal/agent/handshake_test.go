@@ -1,0 +1,132 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestSuspend(t *testing.T) {
+	dial := serve(t, newRecorder(), "127.0.0.1")
+	token := NewToken()
+	c, err := Connect(t.Context(), dial, token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Suspend(t.Context(), dial, NewToken()); !errors.Is(err, errDenied) {
+		t.Errorf("Suspend with another token: %v, want %v", err, errDenied)
+	}
+	if _, err := c.Ping(t.Context()); err != nil {
+		t.Error("it ended connections all the same")
+	}
+	m, err := Suspend(t.Context(), dial, token)
+	if want := (Marks{Stdout: 7, Stderr: 1 << 40}); err != nil || m != want {
+		t.Errorf("Suspend() = %+v, %v; want %+v", m, err, want)
+	}
+	if _, err := c.Ping(t.Context()); err == nil {
+		t.Error("a connection outlived Suspend")
+	}
+	if c, err = Connect(t.Context(), dial, token); err != nil {
+		t.Fatalf("after Suspend: %v", err)
+	}
+	defer c.Close()
+	if _, err := c.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestResume(t *testing.T) {
+	g := newRecorder()
+	dial := serve(t, g, "127.0.0.1")
+	old := NewToken()
+	if c, err := Connect(t.Context(), dial, old); err != nil {
+		t.Fatal(err)
+	} else {
+		_ = c.Close()
+	}
+	want := &Restored{Token: NewToken(), Entropy: [EntropySize]byte{1, 2}, MachineID: [MachineIDSize]byte{3}, Hostname: "other", NewDisks: true}
+	if err := Resume(t.Context(), udp(dial), NewToken(), want); !errors.Is(err, errDenied) {
+		t.Errorf("Resume with another token: %v, want %v", err, errDenied)
+	}
+	bad := *want
+	bad.Hostname = "bad"
+	if err := Resume(t.Context(), udp(dial), old, &bad); err == nil || !strings.Contains(err.Error(), "cannot be that") {
+		t.Errorf("Resume when the guest fails: %v", err)
+	}
+	bad.Hostname = "a b"
+	if err := Resume(t.Context(), udp(dial), old, &bad); err == nil || !strings.Contains(err.Error(), "hostname") {
+		t.Errorf("Resume with a bad host name: %v", err)
+	}
+	before := time.Now()
+	for range 2 { // as if an answer had been lost
+		if err := Resume(t.Context(), udp(dial), old, want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(g.restored) != 1 {
+		t.Fatalf("the guest was told %d times", len(g.restored))
+	}
+	got := *g.restored[0]
+	if got.Wall.Before(before) || got.Wall.After(time.Now()) {
+		t.Errorf("it was told that it is %v", got.Wall)
+	}
+	got.Wall = want.Wall
+	if got != *want {
+		t.Errorf("got %+v, want %+v", got, *want)
+	}
+	if _, err := Connect(t.Context(), dial, old); !errors.Is(err, errDenied) {
+		t.Errorf("the snapshot's token still opens: %v", err)
+	}
+	if c, err := Connect(t.Context(), dial, want.Token); err != nil {
+		t.Errorf("the new token: %v", err)
+	} else {
+		_ = c.Close()
+	}
+}
+
+// udp dials the UDP port of the same address.
+func udp(dial func(context.Context) (net.Conn, error)) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		c, err := dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer c.Close()
+		return (&net.Dialer{}).DialContext(ctx, "udp4", c.RemoteAddr().String())
+	}
+}
+
+// FuzzRestored gives the agent arbitrary bytes as a Restored.
+func FuzzRestored(f *testing.F) {
+	b, err := (&Restored{Hostname: "name", NewDisks: true}).encode(time.Unix(1, 2))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(b[:len(b)-1])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseRestored(b)
+		if err != nil {
+			return
+		}
+		again, err := r.encode(r.Wall)
+		if err != nil {
+			t.Fatalf("out of bounds: %v", err)
+		}
+		if len(again) > len(b) {
+			t.Fatalf("%d bytes became %d", len(b), len(again))
+		}
+		same, err := parseRestored(again)
+		if err != nil || *same != *r {
+			t.Errorf("%+v became %+v, %v", r, same, err)
+		}
+	})
+}

@@ -1,0 +1,153 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A restored guest is told of it by a datagram, which a thread of the agent
+// waits for in the kernel. To take in a connection and a call costs many times
+// as much, where the processor is emulated and has to translate all code that
+// it comes across for the first time; and the function's first request waits
+// for that. The datagram holds the token that the snapshot knows, and a
+// Restored. The answer is answerOK, answerDenied, or answerFailed and a text.
+
+// answerFailed is for datagrams only.
+const answerFailed = 'f'
+
+const (
+	// maxReason bounds the text after answerFailed.
+	maxReason = 1024
+	// maxDatagram is that of the question.
+	maxDatagram = tokenSize + restoredSize + maxHostname
+	// resend is when a datagram is taken for lost. A guest that is only slow
+	// is not told twice.
+	resend = 500 * time.Millisecond
+)
+
+// Resume gives a guest that has just been restored its new identity: t is the
+// token that the snapshot knows, and r.Token the one from now on. dial makes a
+// UDP socket connected to Port.
+func Resume(ctx context.Context, dial func(context.Context) (net.Conn, error), t Token, r *Restored) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := dial(ctx)
+	if err != nil {
+		return fmt.Errorf("agent: restored: %w", err)
+	}
+	defer conn.Close() //nolint:errcheck // nothing is buffered
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	b := make([]byte, 1+maxReason)
+	for {
+		body, err := r.encode(time.Now())
+		if err == nil {
+			_, err = conn.Write(append(t[:len(t):len(t)], body...))
+		}
+		if err == nil {
+			err = conn.SetReadDeadline(time.Now().Add(resend))
+		}
+		n := 0
+		if err == nil {
+			n, err = conn.Read(b)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("agent: restored: %w", ctx.Err())
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue
+		case err != nil:
+			return fmt.Errorf("agent: restored: %w", err)
+		case n == 0:
+			continue
+		}
+		switch b[0] {
+		case answerOK:
+			return nil
+		case answerFailed:
+			return fmt.Errorf("agent: restored: %q", b[1:n])
+		default:
+			return fmt.Errorf("agent: restored: %w", errDenied)
+		}
+	}
+}
+
+// restoredListener waits for datagrams, on a thread of its own.
+type restoredListener struct {
+	fd     int
+	gate   *gate
+	done   chan struct{}
+	buf    [maxDatagram + 1]byte
+	answer [1 + maxReason]byte
+}
+
+// listenRestored listens on the UDP port of the same number.
+func listenRestored(a net.Addr, g *gate) (*restoredListener, error) {
+	t, ok := a.(*net.TCPAddr)
+	if !ok || t.IP.To4() == nil {
+		return nil, fmt.Errorf("listen for datagrams: %v is not an IPv4 address", a)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("listen for datagrams: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: t.Port, Addr: [4]byte(t.IP.To4())}); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("listen for datagrams: %w", err)
+	}
+	d := &restoredListener{fd: fd, gate: g, done: make(chan struct{})}
+	go d.run()
+	return d, nil
+}
+
+// close ends the listener.
+func (d *restoredListener) close() {
+	_ = unix.Shutdown(d.fd, unix.SHUT_RDWR) // an error, but it wakes the reader
+	<-d.done
+	_ = unix.Close(d.fd)
+}
+
+func (d *restoredListener) run() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(d.done)
+	host := [4]byte(d.gate.host.To4())
+	for {
+		n, from, err := unix.Recvfrom(d.fd, d.buf[:], 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil, n == 0 && from == nil:
+			return
+		}
+		if a, ok := from.(*unix.SockaddrInet4); ok && a.Addr == host {
+			_ = unix.Sendto(d.fd, d.handle(d.buf[:n]), 0, from)
+		}
+	}
+}
+
+// handle does what a datagram says, and returns the answer.
+func (d *restoredListener) handle(b []byte) []byte {
+	if len(b) < tokenSize || len(b) > maxDatagram {
+		return append(d.answer[:0], answerDenied)
+	}
+	r, err := parseRestored(b[tokenSize:])
+	if err == nil {
+		err = d.gate.restored(Token(b[:tokenSize]), r)
+	}
+	switch {
+	case err == nil:
+		return append(d.answer[:0], answerOK)
+	case errors.Is(err, errDenied):
+		return append(d.answer[:0], answerDenied)
+	}
+	text := err.Error()
+	return append(append(d.answer[:0], answerFailed), text[:min(len(text), maxReason)]...)
+}
