@@ -17,7 +17,7 @@ import (
 var drivers = []string{"gvisor", "qemu", "runc"}
 
 // restorers are those that start from snapshots.
-var restorers = []string{"gvisor"}
+var restorers = []string{"gvisor", "qemu"}
 
 // TestLifecycle runs one image under each driver, from deployed to deleted.
 func TestLifecycle(t *testing.T) {
