@@ -58,6 +58,11 @@ test: ## run every test, the race detector and the fuzz targets' seeds included
 	@$(MAKE) --no-print-directory build $(GOTESTSUM)
 	hack/test $(GOTESTSUM) $(RACE)
 
+.PHONY: kvm-lab
+kvm-lab: ## test drivers with KVM, in an emulated machine that has it (flags: KVMLAB='-jobs firecracker -v')
+	@hack/packages test
+	$(GO) run ./test/kvmlab $(KVMLAB)
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target on FUZZCOUNT (default 100000) inputs
 	hack/fuzz $${FUZZCOUNT:-100000}x
@@ -71,6 +76,12 @@ bench: ## measure everything and write docs/benchmarks.md
 	@hack/packages bench
 	@$(MAKE) --no-print-directory build
 	hack/bench bin/skep
+
+.PHONY: bench-snapshots
+bench-snapshots: ## measure snapshots and write docs/snapshots-benchmarks.md; RUNS=3 is quick
+	@hack/packages bench-snapshots
+	@$(MAKE) --no-print-directory embedded
+	hack/bench-snapshots
 
 .PHONY: generate
 generate: ## remake generated files

@@ -86,7 +86,7 @@ revision, which takes the requests once it has proved to work.`,
 	f.DurationVar(&d.timeout, "timeout", 0, "longest time a request may take, in whole seconds")
 	f.IntVar(&d.minScale, "min-scale", 0, "instances kept even without requests")
 	f.IntVar(&d.maxScale, "max-scale", 0, "most instances, 0 for no limit")
-	f.StringVar(&d.sandbox, "sandbox", "", "sandbox driver: gvisor, qemu or runc (default: that of `skep up`)")
+	f.StringVar(&d.sandbox, "sandbox", "", "sandbox driver: firecracker, gvisor, qemu or runc (default: that of `skep up`)")
 	f.BoolVar(&d.egress, "egress", false, "let the function reach the internet")
 	f.BoolVar(&d.pull, "pull", false, "ask the registry for --image even if the node has an image of that name")
 	f.BoolVar(&d.wait, "wait", true, "wait until the service is ready")

@@ -44,6 +44,7 @@ func coded(code int, err error) error {
 func main() {
 	// The binary runs itself again in these roles.
 	gvisor.MaybeRunsc()
+	os.Args = asCalled(os.Args)
 	os.Exit(run())
 }
 

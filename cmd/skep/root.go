@@ -70,7 +70,8 @@ kubectl works with the kubeconfig that 'skep up' writes.
 	f.StringVarP(&g.namespace, "namespace", "n", "default", "namespace of the service")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return coded(exitUsage, err) })
 	root.AddCommand(newUp(g), newDeploy(g), newList(g), newDescribe(g), newInvoke(g), newLogs(g),
-		newDelete(g), newImage(g), newDoctor(g), newVersion(g), newExitCodes())
+		newDelete(g), newImage(g), newSnapshot(g), newSetup(g), newDoctor(g), newVersion(g), newExitCodes(),
+		newSingleVM(g), newMultiVM(g), newFirerunner(g), newRuntime(g), newApp(g), newNetwork())
 	return root
 }
 

@@ -10,13 +10,16 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/skep-dev/skep/internal/daemon"
+	"github.com/skep-dev/skep/internal/node/snapshots"
 )
 
 func newUp(g *globals) *cobra.Command {
 	cfg := daemon.DefaultConfig()
 	var logFormat, logLevel, uplinks string
+	snapshotLimit := resource.NewQuantity(cfg.SnapshotLimit, resource.BinarySI).String()
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start Skep on this machine, in the foreground",
@@ -36,6 +39,11 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 			if err := cfg.Uplinks.UnmarshalText([]byte(uplinks)); err != nil {
 				return coded(exitUsage, fmt.Errorf("--uplinks: %w", err))
 			}
+			limit, err := resource.ParseQuantity(snapshotLimit)
+			if err != nil {
+				return coded(exitUsage, fmt.Errorf("--snapshot-limit: %q is not a size such as 16Gi", snapshotLimit))
+			}
+			cfg.SnapshotLimit = limit.Value()
 			log, err := newLogger(os.Stderr, logFormat, logLevel)
 			if err != nil {
 				return coded(exitUsage, err)
@@ -54,7 +62,7 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&cfg.APIListen, "api-listen", cfg.APIListen, "address of the Kubernetes API")
 	f.StringVar(&cfg.RegistryListen, "registry-listen", cfg.RegistryListen, "address of the image registry (loopback)")
 	f.StringVar(&cfg.MetricsListen, "metrics-listen", cfg.MetricsListen, "address of /metrics and /healthz (loopback)")
-	f.StringVar(&cfg.Sandbox, "sandbox", cfg.Sandbox, "default sandbox: auto, gvisor, qemu or runc")
+	f.StringVar(&cfg.Sandbox, "sandbox", cfg.Sandbox, "default sandbox: auto, firecracker, gvisor, qemu or runc")
 	f.StringVar(&cfg.Domain, "domain", cfg.Domain, "domain below which services get their names")
 	f.DurationVar(&cfg.IdleAfter, "idle-after", cfg.IdleAfter, "how long a service without requests keeps its last instance")
 	f.DurationVar(&cfg.DrainTimeout, "drain-timeout", cfg.DrainTimeout, "how long running requests may take to end at SIGTERM")
@@ -64,11 +72,19 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&cfg.Accel, "accel", cfg.Accel, "acceleration of QEMU: auto, kvm or tcg")
 	f.Int64Var(&cfg.ImageBytes, "image-bytes", cfg.ImageBytes, "largest root file system of an image, in bytes")
 	f.Int64Var(&cfg.StoreBytes, "store-bytes", cfg.StoreBytes, "size of the image store above which unused images are removed")
+	f.BoolVar(&cfg.Snapshots, "snapshots", cfg.Snapshots, "make snapshots of functions and start instances from them")
+	f.BoolVar(&cfg.UPF, "upf", cfg.UPF, "restore with the pager: record and prefetch working sets (vHive's name for --snapshot-restore-mode pager)")
+	f.StringVar(&cfg.SnapshotPolicy, "snapshot-policy", cfg.SnapshotPolicy, "when a snapshot is made: off, after-ready, after-first-response, after-n=N or at-scale-down")
+	f.StringVar(&cfg.SnapshotRestoreMode, "snapshot-restore-mode", cfg.SnapshotRestoreMode, "how memory comes back: auto, off, or a mode that the driver has: map, map+hint, eager, pager, background")
+	f.StringVar(&cfg.SnapshotPool, "snapshot-pool", cfg.SnapshotPool, "sandboxes kept prepared for each revision: a number or auto")
+	f.StringVar(&snapshotLimit, "snapshot-limit", snapshotLimit, "size above which the least recently used snapshots are removed")
+	f.StringVar(&cfg.SnapshotStore, "snapshot-store", cfg.SnapshotStore, "where snapshots are kept: a folder, or s3://BUCKET/PREFIX?endpoint=URL (default below the data folder)")
 	f.StringSliceVar(&cfg.InsecureRegistries, "insecure-registry", nil, "HOST[:PORT] of a registry that may be spoken to in plain HTTP, may be repeated")
 	f.StringVar(&logFormat, "log-format", "text", "format of the log on standard error: text or json")
 	f.StringVar(&logLevel, "log-level", "info", "least level logged: debug, info, warn or error")
 	for name, values := range map[string][]string{
 		"sandbox": daemon.Drivers, "accel": daemon.Accels,
+		"snapshot-policy": snapshots.PolicyNames(), "snapshot-restore-mode": snapshots.ModeNames(), "snapshot-pool": {"0", "1", "auto"},
 		"log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))

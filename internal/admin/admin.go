@@ -34,6 +34,7 @@ type Instance struct {
 	Service     string        `json:"service"`
 	Revision    string        `json:"revision"`
 	Driver      string        `json:"driver"`
+	Start       string        `json:"start"` // booted or restored
 	ReadyAt     time.Time     `json:"readyAt"`
 	MemoryBytes int64         `json:"memoryBytes"`
 	CPUTime     time.Duration `json:"cpuTimeNanos"`
@@ -48,10 +49,14 @@ type Backend interface {
 	RemoveImage(ctx context.Context, ref string) error
 	Instances(ctx context.Context) ([]Instance, error)
 	Logs(ctx context.Context, q logs.Query, emit func(logs.Line) error) error
+	SnapshotBackend
 }
 
 // ErrNotFound is what a Backend wraps if there is no such thing.
 var ErrNotFound = errors.New("not found")
+
+// ErrUsage is what a Backend wraps if what it is asked for cannot be.
+var ErrUsage = errors.New("cannot be")
 
 // Listen opens the socket, replacing one that a dead process left.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
@@ -78,6 +83,7 @@ func Handler(b Backend, log *slog.Logger) http.Handler {
 	mux.HandleFunc("DELETE /v1/images", h.removeImage)
 	mux.HandleFunc("GET /v1/instances", h.instances)
 	mux.HandleFunc("GET /v1/logs", h.logs)
+	h.snapshotRoutes(mux)
 	return mux
 }
 
@@ -147,6 +153,9 @@ func (h *handler) reply(w http.ResponseWriter, v any, err error) {
 		status := http.StatusInternalServerError
 		if errors.Is(err, ErrNotFound) {
 			status = http.StatusNotFound
+		}
+		if errors.Is(err, ErrUsage) {
+			status = http.StatusBadRequest
 		}
 		w.WriteHeader(status)
 		v = errorReply{err.Error()}

@@ -69,3 +69,66 @@ func TestRoundTrip(t *testing.T) {
 		t.Error("no node: no error")
 	}
 }
+
+func (backend) CreateSnapshot(_ context.Context, namespace, revision string) (Snapshot, error) {
+	return Snapshot{Namespace: namespace, Revision: revision}, nil
+}
+func (backend) Snapshots(context.Context) ([]Snapshot, error) { return []Snapshot{{ID: "x"}}, nil }
+func (backend) DescribeSnapshot(_ context.Context, id string) (SnapshotDetail, error) {
+	return SnapshotDetail{}, fmt.Errorf("%w: %s", ErrNotFound, id)
+}
+func (backend) DiffSnapshots(_ context.Context, a, b string) ([]SnapshotDiff, error) {
+	return []SnapshotDiff{{Role: a + b}}, nil
+}
+func (backend) VerifySnapshot(_ context.Context, id string, remove bool) (SnapshotReport, error) {
+	return SnapshotReport{ID: id, Removed: remove}, nil
+}
+func (backend) PushSnapshot(_ context.Context, id, to string) (SnapshotCopy, error) {
+	return SnapshotCopy{ID: id + to}, nil
+}
+func (backend) PullSnapshot(context.Context, string, string) (SnapshotCopy, error) {
+	return SnapshotCopy{}, fmt.Errorf("%w: store", ErrUsage)
+}
+func (backend) DeleteSnapshot(context.Context, string) error { return nil }
+func (backend) PruneSnapshots(_ context.Context, limit int64) (SnapshotPrune, error) {
+	return SnapshotPrune{Kept: limit}, nil
+}
+
+func TestSnapshotsRoundTrip(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := Listen(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: Handler(backend{}, slog.New(slog.DiscardHandler))}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { _ = s.Close() })
+	ctx, c := t.Context(), NewClient(path)
+	if got, err := c.CreateSnapshot(ctx, "ns", "r"); err != nil || got.Namespace != "ns" || got.Revision != "r" {
+		t.Errorf("CreateSnapshot: %+v, %v", got, err)
+	}
+	if got, err := c.Snapshots(ctx); err != nil || len(got) != 1 {
+		t.Errorf("Snapshots: %+v, %v", got, err)
+	}
+	if _, err := c.DescribeSnapshot(ctx, "y"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("DescribeSnapshot: %v", err)
+	}
+	if got, err := c.DiffSnapshots(ctx, "a", "b"); err != nil || len(got) != 1 || got[0].Role != "ab" {
+		t.Errorf("DiffSnapshots: %+v, %v", got, err)
+	}
+	if got, err := c.VerifySnapshot(ctx, "a", true); err != nil || !got.Removed || got.ID != "a" {
+		t.Errorf("VerifySnapshot: %+v, %v", got, err)
+	}
+	if got, err := c.PushSnapshot(ctx, "a", "s3://b?endpoint=http://c"); err != nil || got.ID != "as3://b?endpoint=http://c" {
+		t.Errorf("PushSnapshot: %+v, %v", got, err)
+	}
+	if _, err := c.PullSnapshot(ctx, "a", "b"); !errors.Is(err, ErrUsage) {
+		t.Errorf("PullSnapshot: %v", err)
+	}
+	if err := c.DeleteSnapshot(ctx, "a"); err != nil {
+		t.Errorf("DeleteSnapshot: %v", err)
+	}
+	if got, err := c.PruneSnapshots(ctx, 7); err != nil || got.Kept != 7 {
+		t.Errorf("PruneSnapshots: %+v, %v", got, err)
+	}
+}

@@ -63,7 +63,7 @@ type assembly struct {
 
 // assemble makes the server: apiextensions-apiserver, with core/v1 installed
 // beside it.
-func assemble(listener net.Listener, endpoint, token string, ca *authority) (*assembly, error) {
+func assemble(listener net.Listener, endpoint, token string, ca *authority, annotations func(map[string]string) error) (*assembly, error) {
 	certPEM, keyPEM, err := ca.serving(listener.Addr(), time.Now())
 	if err != nil {
 		return nil, err
@@ -98,7 +98,7 @@ func assemble(listener net.Listener, endpoint, token string, ca *authority) (*as
 		&admit.Namespaces{Get: func(ctx context.Context, name string) (*corev1.Namespace, error) {
 			return coreGroup.Namespace(ctx, name)
 		}},
-		&admit.Knative{WithConfig: manifest.WithConfig},
+		&admit.Knative{WithConfig: manifest.WithConfig, Annotations: annotations},
 	)
 	config.RESTOptionsGetter = definitionStorage(endpoint)
 	config.MergedResourceConfig = served()

@@ -40,6 +40,9 @@ type Config struct {
 	// Kubeconfig is the file to write for kubectl and kn, readable by its
 	// owner alone; none if empty.
 	Kubeconfig string
+	// Annotations checks the annotations of revision templates at admission;
+	// nil checks nothing.
+	Annotations func(map[string]string) error
 	// Log takes what the server has to say; slog.Default() if nil. The
 	// libraries inside log process-wide: with several servers in one process
 	// the newest one's logger takes it all.
@@ -112,7 +115,7 @@ func Start(ctx context.Context, config Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for the API on %s: %w: choose another address", config.Listen, err)
 	}
-	built, err := assemble(listener, s.store.Endpoint(), token, ca)
+	built, err := assemble(listener, s.store.Endpoint(), token, ca, config.Annotations)
 	if err != nil {
 		listener.Close()
 		return nil, err

@@ -6,12 +6,19 @@ import (
 	"fmt"
 
 	"github.com/skep-dev/skep/internal/admin"
+	"github.com/skep-dev/skep/internal/fleet"
+	"github.com/skep-dev/skep/internal/gateway"
 	"github.com/skep-dev/skep/internal/image"
 	"github.com/skep-dev/skep/internal/node/logs"
 )
 
 // backend answers the admin socket.
-type backend struct{ lower *lower }
+type backend struct {
+	lower   *lower
+	fleet   *fleet.Fleet
+	gateway *gateway.Gateway
+	cfg     Config
+}
 
 func (b *backend) Images(context.Context) ([]admin.Image, error) {
 	out := []admin.Image{}
@@ -49,7 +56,7 @@ func (b *backend) Instances(ctx context.Context) ([]admin.Instance, error) {
 		l := i.Launch()
 		a := admin.Instance{
 			ID: i.ID(), Namespace: l.Namespace, Service: l.Service, Revision: l.Revision,
-			Driver: l.Driver, ReadyAt: i.ReadyAt(),
+			Driver: l.Driver, Start: string(i.Kind()), ReadyAt: i.ReadyAt(),
 		}
 		if st, err := i.Stats(ctx); err == nil { // it may just be ending
 			a.MemoryBytes, a.CPUTime = st.MemoryBytes, st.CPUTime

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,6 +14,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/skep-dev/skep/internal/node/snapshots"
+	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/serving"
 )
 
@@ -38,6 +41,18 @@ type Config struct {
 	Accel      string       // of QEMU: auto, kvm or tcg
 	ImageBytes int64        // the largest root file system accepted
 	StoreBytes int64        // what the image store may hold before it is collected
+
+	// Snapshots are made and used; UPF restores with the pager, as vHive's flag
+	// of that name does.
+	Snapshots, UPF      bool
+	SnapshotPolicy      string // when one is made
+	SnapshotRestoreMode string // how memory comes back: auto, off or a mode
+	SnapshotPool        string // sandboxes kept prepared for each revision: a number or auto
+	SnapshotLimit       int64  // bytes of the store, and of the files to restore from
+	// SnapshotStore is where snapshots are kept: a folder, or
+	// s3://BUCKET/PREFIX?endpoint=URL; "" is a folder below Data.
+	SnapshotStore string
+
 	// InsecureRegistries are hosts that may be spoken to in plain HTTP.
 	InsecureRegistries []string
 
@@ -54,11 +69,13 @@ func DefaultConfig() Config {
 		IdleAfter: 60 * time.Second, DrainTimeout: 30 * time.Second,
 		PoolSize: 4,
 		Accel:    "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
+		Snapshots: true, SnapshotPolicy: snapshots.DefaultPolicy.String(), SnapshotRestoreMode: "auto",
+		SnapshotPool: "0", SnapshotLimit: 16 << 30,
 	}
 }
 
 // Drivers are the names that Config.Sandbox may have.
-var Drivers = []string{"auto", "gvisor", "qemu", "runc"}
+var Drivers = []string{"auto", "firecracker", "gvisor", "qemu", "runc"}
 
 // Accels are what Config.Accel may be.
 var Accels = []string{"auto", "kvm", "tcg"}
@@ -104,6 +121,15 @@ func (c *Config) Validate() error {
 	if c.IdleAfter < time.Second {
 		return fmt.Errorf("--idle-after: %s is less than 1s", c.IdleAfter)
 	}
+	if _, err := c.snapshotOptions(); err != nil {
+		return err
+	}
+	if c.SnapshotLimit < minBytes {
+		return fmt.Errorf("--snapshot-limit %d: at least %d are needed", c.SnapshotLimit, minBytes)
+	}
+	if err := checkStore(c.SnapshotStore); err != nil {
+		return fmt.Errorf("--snapshot-store: %w", err)
+	}
 	for _, d := range []*string{&c.Data, &c.Run} {
 		abs, err := filepath.Abs(*d)
 		if err != nil {
@@ -116,6 +142,32 @@ func (c *Config) Validate() error {
 		return fmt.Errorf("--data: the path %s is too long for sockets (%d bytes, 100 at most)", c.Run, len(p))
 	}
 	return nil
+}
+
+// snapshotOptions are what a service gets that does not say otherwise.
+func (c *Config) snapshotOptions() (o snapshots.Options, err error) {
+	if o.Policy, err = snapshots.ParsePolicy(c.SnapshotPolicy); err != nil {
+		return o, fmt.Errorf("--snapshot-policy: %w", err)
+	}
+	if o.Mode, o.Restore, err = snapshots.ParseMode(c.SnapshotRestoreMode); err != nil {
+		return o, fmt.Errorf("--snapshot-restore-mode: %w", err)
+	}
+	if o.Pool, err = snapshots.ParsePool(c.SnapshotPool); err != nil {
+		return o, fmt.Errorf("--snapshot-pool: %w", err)
+	}
+	if c.UPF {
+		if !c.Snapshots {
+			return o, errors.New("--upf: it needs --snapshots")
+		}
+		if o.Mode != "" && o.Mode != sandbox.RestorePager {
+			return o, fmt.Errorf("--upf: it means --snapshot-restore-mode %s, not %s", sandbox.RestorePager, o.Mode)
+		}
+		o.Mode, o.Restore = sandbox.RestorePager, true
+	}
+	if !c.Snapshots {
+		return snapshots.Options{}, nil
+	}
+	return o, nil
 }
 
 func (c *Config) mkdirs() error {

@@ -31,6 +31,7 @@ import (
 	"github.com/skep-dev/skep/internal/node"
 	"github.com/skep-dev/skep/internal/node/journal"
 	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/serving"
 )
@@ -127,7 +128,7 @@ func (d *Daemon) start(ctx context.Context) error {
 	go func() {
 		s, err := api.Start(context.WithoutCancel(ctx), api.Config{
 			Dir: filepath.Join(cfg.Data, "api"), Listen: cfg.APIListen,
-			Kubeconfig: filepath.Join(cfg.Run, kubeconfig), Log: log,
+			Kubeconfig: filepath.Join(cfg.Run, kubeconfig), Annotations: serving.ValidateAnnotations, Log: log,
 		})
 		apiReady <- apiResult{s, err}
 	}()
@@ -154,6 +155,8 @@ type lower struct {
 	node     *node.Node
 	images   *image.Store
 	logs     *logs.Store
+	catalog  *snapshots.Catalog // nil without snapshots
+	events   *eventRelay
 	driver   string // the default
 	registry *prometheus.Registry
 	id       string // NodeID
@@ -170,13 +173,18 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	}
 	// Closed last of the node's parts, and also if one of those does not open.
 	d.onStop("images", func(context.Context) error { return l.images.Close() })
+	if cfg.Snapshots {
+		if err := d.startSnapshots(ctx, l, j); err != nil {
+			return nil, err
+		}
+	}
 	drivers, missing := newDrivers(cfg)
 	// Sandboxes that an earlier run left are removed before their networks:
 	// a namespace lives as long as a process in it.
 	var networks lateNetworks
 	l.node, err = node.Open(ctx, node.Config{
 		Dir: filepath.Join(cfg.Data, "sandboxes"), ID: id, Drivers: drivers, Missing: missing, Journal: j,
-		Images: l.images, Networks: &networks, Logs: l.logs, Log: cfg.Log,
+		Images: l.images, Networks: &networks, Logs: l.logs, Snapshots: l.catalog, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -195,6 +203,9 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	networks.Manager = manager
 	d.onStop("network", manager.Close)
 	d.onStop("node", l.node.Close)
+	l.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "skep_prepared_sandboxes", Help: "Sandboxes that are prepared to be restored.",
+	}, func() float64 { return float64(l.node.Prepared()) }))
 	return l, nil
 }
 
@@ -214,6 +225,10 @@ type lateNetworks struct{ *network.Manager }
 
 func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower, at *listeners) error {
 	cfg, log := d.cfg, d.cfg.Log
+	options, err := cfg.snapshotOptions()
+	if err != nil {
+		return err
+	}
 	var f *fleet.Fleet
 	g := gateway.New(gateway.Config{
 		Log: log, Registerer: l.registry,
@@ -237,10 +252,14 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 	f = fleet.New(fleet.Config{Node: launcher{l.node}, Traffic: g, Log: log, OnEvent: func(e fleet.Event) { c.OnEvent(e) }})
 	c = serving.New(serving.Config{
 		Knative: knative, Kube: kube, Fleet: f, Router: g, Logs: l.logs, Log: log,
-		Images:   &imageSource{store: l.images, registry: at.registry.Addr().String(), insecure: cfg.InsecureRegistries},
-		Domain:   cfg.domain(at.gateway.Addr()),
-		Defaults: serving.Defaults{Driver: l.driver, IdleAfter: cfg.IdleAfter},
+		Images:    &imageSource{store: l.images, registry: at.registry.Addr().String(), insecure: cfg.InsecureRegistries},
+		Domain:    cfg.domain(at.gateway.Addr()),
+		Defaults:  serving.Defaults{Driver: l.driver, IdleAfter: cfg.IdleAfter, Snapshot: options},
+		Snapshots: remover(l.catalog),
 	})
+	if l.events != nil {
+		l.events.to(c.OnEvent)
+	}
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	wait, err := c.Run(running)
 	if err != nil {
@@ -249,6 +268,9 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 	}
 	var collecting sync.WaitGroup
 	collecting.Go(func() { collect(running, l.images, cfg.StoreBytes, log) })
+	if l.catalog != nil {
+		collecting.Go(func() { collectSnapshots(running, l.catalog, log) })
+	}
 	// Down: no new work, requests drained, instances stopped, then the rest.
 	d.onStop("controller's work", func(ctx context.Context) error {
 		return waitFor(ctx, func() { wait(); collecting.Wait() })
@@ -261,7 +283,7 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 
 	d.serve("registry", at.registry, safeServer(l.images.RegistryHandler(ownNames(at.registry.Addr().String())...)))
 	d.serve("metrics", at.metrics, safeServer(metricsHandler(l.registry)))
-	d.serve("admin", at.admin, safeServer(admin.Handler(&backend{lower: l}, log)))
+	d.serve("admin", at.admin, safeServer(admin.Handler(&backend{lower: l, fleet: f, gateway: g, cfg: cfg}, log)))
 	d.onStop("requests", g.Drain) // WebSockets, too, which the server does not know of
 	d.serveGateway(at.gateway, g)
 	at.taken = true

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/firecracker"
 	"github.com/skep-dev/skep/internal/sandbox/gvisor"
 	"github.com/skep-dev/skep/internal/sandbox/gvisor/runscbin"
 	"github.com/skep-dev/skep/internal/sandbox/qemu"
@@ -35,12 +36,18 @@ func newDrivers(cfg Config) (drivers []sandbox.Driver, missing map[string]error)
 	} else {
 		missing["qemu"] = err
 	}
+	f, err := firecracker.New(firecracker.Config{CacheDir: filepath.Join(cfg.Data, "cache", "firecracker"), Kernel: cfg.Kernel, Log: cfg.Log})
+	if err == nil {
+		drivers = append(drivers, f)
+	} else {
+		missing["firecracker"] = err
+	}
 	return append(drivers, runc.New(runc.Config{})), missing
 }
 
 // chooseDriver returns the default driver, which a real start has proved to
-// work. For auto the order is: micro-VMs with KVM, gVisor, micro-VMs by
-// emulation, plain containers.
+// work. For auto the order is: micro-VMs with KVM (by Firecracker if it is
+// there), gVisor, micro-VMs by emulation, plain containers.
 func chooseDriver(ctx context.Context, cfg Config, drivers []sandbox.Driver, missing map[string]error, probe func(context.Context, sandbox.Driver) error) (string, error) {
 	byName := map[string]sandbox.Driver{}
 	for _, d := range drivers {
@@ -66,6 +73,11 @@ func chooseDriver(ctx context.Context, cfg Config, drivers []sandbox.Driver, mis
 	var errs []error
 	order := []string{"gvisor", "qemu", "runc"}
 	if kvmIsPlausible() {
+		if cfg.Accel != string(qemu.AccelTCG) {
+			if err := try("firecracker"); err == nil {
+				return "firecracker", nil
+			}
+		}
 		if err := try("qemu"); err == nil && byName["qemu"].Capabilities().HardwareVirtualization {
 			return "qemu", nil
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/skep-dev/skep/internal/autoscale"
 	"github.com/skep-dev/skep/internal/gateway"
 	"github.com/skep-dev/skep/internal/node"
+	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
@@ -42,8 +43,37 @@ type Instance interface {
 	Stop(ctx context.Context, grace time.Duration) error
 }
 
+// Snapshotter is implemented by instances of which snapshots are made.
+type Snapshotter interface {
+	// NextSave is after how many responses in all to call SaveNow, in a moment
+	// without requests; 0 means not at all.
+	NextSave(responses uint64) uint64
+	// SaveNow makes a snapshot if the instance's policy wants one now. There
+	// must be no connection to the instance. It goes on, unless it is Done.
+	SaveNow(ctx context.Context, m snapshots.Moment, responses uint64) (saved bool, err error)
+	// EndRecording is called when the first response is out.
+	EndRecording(ctx context.Context) error
+	// Kind is how the instance was started.
+	Kind() node.StartKind
+}
+
+// Keeper is implemented by Launchers that keep instances prepared.
+type Keeper interface {
+	// Keep is told of a revision that may be launched soon, and of changes.
+	Keep(l node.Launch)
+	// Unkeep is told that it will not be launched again.
+	Unkeep(namespace, revision string)
+}
+
 // Traffic is what a fleet tells and asks the gateway.
 type Traffic interface {
+	// Served waits until an instance has given that many responses.
+	Served(ctx context.Context, key gateway.RevisionKey, id string, responses uint64) error
+	// Pause waits for that and for a moment without requests, and takes the
+	// instance out of rotation until resume.
+	Pause(ctx context.Context, key gateway.RevisionKey, id string, responses uint64) (resume func(), err error)
+	// Responses is how many responses an instance has given.
+	Responses(key gateway.RevisionKey, id string) uint64
 	AddInstance(key gateway.RevisionKey, i gateway.Instance) bool
 	RemoveInstance(key gateway.RevisionKey, id string) (drained <-chan struct{})
 	FailWaiting(key gateway.RevisionKey, err error)

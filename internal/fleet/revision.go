@@ -64,6 +64,9 @@ func (r *revision) setSpec(s Spec) {
 	r.mu.Lock()
 	r.spec = s
 	r.mu.Unlock()
+	if k, ok := r.fleet.cfg.Node.(Keeper); ok && r.ctx.Err() == nil {
+		k.Keep(s.Launch)
+	}
 	r.poke()
 }
 
@@ -179,6 +182,7 @@ func (r *revision) started(i Instance, err error) {
 	r.ready = append(r.ready, i)
 	r.fleet.cfg.Traffic.AddInstance(r.key, instance{i})
 	r.work.Go(func() { r.watch(i) })
+	r.work.Go(func() { r.care(i) })
 	r.answer(nil)
 	r.fleet.cfg.OnScale(r.key, len(r.ready))
 }
@@ -230,7 +234,9 @@ func (r *revision) watch(i Instance) {
 	r.ready = append(r.ready[:at:at], r.ready[at+1:]...)
 	r.fleet.cfg.Traffic.RemoveInstance(r.key, i.ID())
 	err := i.ExitError()
-	if now := time.Now(); now.Sub(i.ReadyAt()) < shortLife {
+	if now := time.Now(); reasonOf(err) == node.ReasonSnapshot {
+		// Not the function's fault: another one is started at once.
+	} else if now.Sub(i.ReadyAt()) < shortLife {
 		r.backOff(now, err)
 	} else {
 		r.failures = 0
@@ -244,11 +250,15 @@ func (r *revision) watch(i Instance) {
 // retire takes an instance out of service, lets it finish its requests and
 // stops it. The caller holds mu.
 func (r *revision) retire(i Instance) {
+	responses := r.fleet.cfg.Traffic.Responses(r.key, i.ID())
 	drained := r.fleet.cfg.Traffic.RemoveInstance(r.key, i.ID())
 	grace := r.spec.Grace
 	r.work.Go(func() {
 		select {
 		case <-drained:
+			if r.ctx.Err() == nil { // else nobody will want it
+				r.saveAtEnd(i, responses)
+			}
 		case <-i.Done():
 		case <-time.After(drainTimeout):
 		}
@@ -284,6 +294,9 @@ func (r *revision) ensure(ctx context.Context) error {
 func (r *revision) detach() {
 	r.cancel()
 	<-r.done
+	if k, ok := r.fleet.cfg.Node.(Keeper); ok {
+		k.Unkeep(r.key.Namespace, r.key.Name)
+	}
 	r.mu.Lock()
 	for _, i := range r.ready {
 		r.retire(i)

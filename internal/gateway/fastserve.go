@@ -40,7 +40,7 @@ func (c *fastConn) exchange() fastResult {
 	held := true
 	defer func() {
 		if held { // only after a panic
-			rv.release(t.inst)
+			rv.release(t.inst, false)
 			rv.leave(start)
 		}
 	}()
@@ -68,7 +68,7 @@ func (c *fastConn) exchange() fastResult {
 		return fastGive
 	}
 	end := c.g.cfg.Now()
-	rv.release(t.inst)
+	rv.release(t.inst, err == nil)
 	rv.leave(end)
 	rv.metrics.observe(x.status, end.Sub(start))
 	x.log(err, end)

@@ -29,13 +29,18 @@ type instance struct {
 	// Guarded by rv.mu.
 	inFlight int
 	removed  bool
+	served   uint64 // responses
+	paused   bool   // takes no requests for a while
+	awaits   []*await
 
 	idleMu  sync.Mutex
 	idle    []*upstreamConn // the most recently used is last
 	closed  bool
 	sweeper *time.Timer // set while there are idle connections
 
-	h2 *http.Transport // for H2C, made on first use
+	h2      *http.Transport // for H2C, made on first use
+	h2mu    sync.Mutex      // a lock of its own: the library closes connections under idleMu
+	h2conns map[*h2conn]struct{}
 }
 
 func newInstance(g *Gateway, rv *revision, in Instance) *instance {
@@ -125,7 +130,7 @@ func (in *instance) transport() *http.Transport {
 		p.SetUnencryptedHTTP2(true)
 		in.h2 = &http.Transport{
 			Protocols:              &p,
-			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return in.dial(ctx) },
+			DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return in.dialH2(ctx) },
 			DisableCompression:     true,
 			IdleConnTimeout:        idleFor,
 			MaxResponseHeaderBytes: maxResponseHeader,

@@ -347,7 +347,7 @@ func TestAverage(t *testing.T) {
 		t.Fatal(err)
 	}
 	now = now.Add(2 * time.Second)
-	rv.release(tk.inst)
+	rv.release(tk.inst, true)
 	rv.leave(now)
 	now = now.Add(2 * time.Second)
 	after, _ := g.Stats(testKey)

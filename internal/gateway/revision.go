@@ -42,8 +42,9 @@ type revision struct {
 
 	mu        sync.Mutex
 	cfg       Revision
-	closed    error // set when the revision was removed
-	instances []*instance
+	closed    error       // set when the revision was removed
+	instances []*instance // that take requests
+	paused    []*instance // that will again
 	draining  int
 	queue     waitList
 
@@ -83,7 +84,10 @@ func (rv *revision) close(err error) {
 	for _, in := range rv.instances {
 		rv.retire(in)
 	}
-	rv.instances = nil
+	for _, in := range rv.paused {
+		rv.retire(in)
+	}
+	rv.instances, rv.paused = nil, nil
 	rv.failWaitingLocked(err)
 }
 
@@ -162,7 +166,7 @@ func (rv *revision) acquire(ctx context.Context, now time.Time, again bool, trie
 	// It was granted in the same moment: take it, unless the client is gone.
 	t, gerr := rv.accept(w, <-w.granted)
 	if gerr == nil && ctx.Err() != nil {
-		rv.release(t.inst)
+		rv.release(t.inst, false)
 		return ticket{}, err
 	}
 	return t, gerr
@@ -189,12 +193,19 @@ func (rv *revision) leave(now time.Time) {
 	rv.mu.Unlock()
 }
 
-// release gives an instance's place to the first that waits for one.
-func (rv *revision) release(in *instance) {
+// release gives an instance's place to the first that waits for one. responded
+// says whether the instance has answered.
+func (rv *revision) release(in *instance, responded bool) {
 	rv.mu.Lock()
 	defer rv.mu.Unlock()
 	rv.inFlight--
 	in.inFlight--
+	if responded {
+		in.served++
+	}
+	if in.awaits != nil {
+		rv.look(in)
+	}
 	if !in.removed {
 		rv.dispatch(in)
 		return
@@ -202,6 +213,7 @@ func (rv *revision) release(in *instance) {
 	if in.inFlight == 0 {
 		rv.draining--
 		in.closeIdle() // HTTP/2 connections that were in use before
+		in.cut()
 		close(in.done)
 	}
 }
@@ -262,7 +274,7 @@ func (rv *revision) dispatch(in *instance) {
 func (rv *revision) add(in *instance) bool {
 	rv.mu.Lock()
 	defer rv.mu.Unlock()
-	if rv.closed != nil || rv.find(in.id) >= 0 {
+	if rv.closed != nil || rv.find(in.id) >= 0 || rv.findPaused(in.id) >= 0 {
 		return false
 	}
 	rv.instances = append(rv.instances, in)
@@ -278,6 +290,12 @@ func (rv *revision) remove(id string) <-chan struct{} {
 	rv.mu.Lock()
 	defer rv.mu.Unlock()
 	i := rv.find(id)
+	if p := rv.findPaused(id); p >= 0 {
+		in := rv.paused[p]
+		rv.paused = slices.Delete(rv.paused, p, p+1)
+		rv.retire(in)
+		return in.done
+	}
 	if i < 0 {
 		return nil
 	}
@@ -290,8 +308,10 @@ func (rv *revision) remove(id string) <-chan struct{} {
 // retire marks an instance removed, which is no longer in rv.instances.
 func (rv *revision) retire(in *instance) {
 	in.removed = true
+	rv.giveUp(in)
 	in.closeIdle()
 	if in.inFlight == 0 {
+		in.cut()
 		close(in.done)
 	} else {
 		rv.draining++
@@ -318,7 +338,7 @@ func (rv *revision) stats(now time.Time) Stats {
 	rv.account(now, 0)
 	return Stats{
 		At: rv.areaAt, InFlight: rv.inFlight, Queued: rv.queue.n,
-		Instances: len(rv.instances), DrainingInstances: rv.draining,
+		Instances: len(rv.instances) + len(rv.paused), DrainingInstances: rv.draining,
 		Arrived: rv.arrived, FailedBeforeDispatched: rv.failed,
 		LastRequest: rv.last, ConcurrencySeconds: rv.area,
 		ContainerConcurrency: rv.cfg.ContainerConcurrency,
@@ -356,7 +376,7 @@ func (rv *revision) tryAcquire(now time.Time) (ticket, bool) {
 
 // untake undoes tryAcquire for a request that will come again by acquire.
 func (rv *revision) untake(in *instance, now time.Time) {
-	rv.release(in)
+	rv.release(in, false)
 	rv.mu.Lock()
 	defer rv.mu.Unlock()
 	rv.account(now, -1)

@@ -41,6 +41,7 @@ type exchange struct {
 	touched bool   // some of that body may have been read
 	cut     bool   // reading it was cut short, which may cancel r.Context()
 	last    bool   // the client's connection ends with this response
+	broke   int    // instances that broke off while they had the request
 
 	sent   bool // the response's header was sent to the client
 	status int
@@ -185,11 +186,18 @@ func (x *exchange) attempts() error {
 // attempt sends the request to one instance. It reports whether another may
 // be tried after an error.
 func (x *exchange) attempt(in *instance) (retry bool, err error) {
-	defer x.rv.release(in)
+	defer func() { x.rv.release(in, err == nil) }()
 	if x.cfg.Protocol == H2C && x.upgrade == "" {
 		retry, err = x.viaH2C(in)
 	} else {
 		retry, err = x.viaHTTP1(in)
+	}
+	var up *upstreamError
+	if retry && errors.As(err, &up) {
+		// The request may be what broke the instance: it gets one more to
+		// break, not all of them.
+		x.broke++
+		retry = x.broke < 2
 	}
 	var dial *dialError
 	if errors.As(err, &dial) {

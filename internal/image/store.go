@@ -174,7 +174,9 @@ func discard(f *os.File) {
 // commit makes f durable under a name in the store.
 func (s *Store) commit(f *os.File, elem ...string) error {
 	to := s.path(elem...)
-	err := f.Chmod(0o600)
+	// Others are kept away by the store's folder. A sandbox's monitor, with a
+	// user of its own, can read a file that it is given.
+	err := f.Chmod(0o644)
 	if err == nil {
 		err = f.Sync()
 	}

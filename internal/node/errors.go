@@ -19,6 +19,7 @@ const (
 	ReasonProbe    = "ProbeFailed"
 	ReasonSandbox  = "SandboxFailed"
 	ReasonDisk     = "DiskFull"
+	ReasonSnapshot = "SnapshotFailed"
 )
 
 // StartError says why an instance did not become ready.
@@ -57,6 +58,9 @@ func (i *Instance) exitError(exit sandbox.Exit, when string) error {
 	i.log.Drain(time.Second)
 	e := &StartError{Reason: ReasonExited, Tail: i.log.Tail()}
 	switch {
+	case i.savedToEnd.Load():
+		e.Reason = ReasonSnapshot
+		e.Err = fmt.Errorf("the instance did not survive that a snapshot was made of it: %s", first(exit.Reason, fmt.Sprintf("exit code %d", exit.Code)))
 	case exit.OOMKilled:
 		e.Reason = ReasonOOM
 		e.Err = fmt.Errorf("out of memory %s: the function needs more than its limit of %s (raise it with --memory or resources.limits.memory)",

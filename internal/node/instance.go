@@ -4,10 +4,12 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
@@ -15,11 +17,24 @@ import (
 type Instance struct {
 	node    *Node
 	launch  Launch
+	driver  sandbox.Driver
+	options snapshots.Options // of the launch, as far as the driver can
+	kind    StartKind
 	id      string
+	digest  string // of the image
+	spec    *sandbox.Spec
 	sandbox sandbox.Sandbox
 	log     *logs.Log
 	phases  []sandbox.Phase
+	clock   time.Time // when the last phase ended
+	ahead   int       // the driver's phases that were over before the request came
 	readyAt time.Time
+
+	want       snapshots.Want // valid if wanted
+	wanted     bool
+	use        *snapshots.Use // what it was restored from, nil if it booted
+	saveMu     sync.Mutex
+	savedToEnd atomic.Bool // a snapshot was the end of it
 
 	done chan struct{} // closed when the instance has ended and given all back
 	exit sandbox.Exit  // valid then
@@ -40,20 +55,36 @@ func (i *Instance) Launch() Launch { return i.launch }
 // ReadyAt is when the instance became ready.
 func (i *Instance) ReadyAt() time.Time { return i.readyAt }
 
+// Kind is how the instance was started.
+func (i *Instance) Kind() StartKind { return i.kind }
+
+// StartKind is how an instance was started.
+type StartKind string
+
+// The kinds of start.
+const (
+	Booted   StartKind = "booted"
+	Restored StartKind = "restored"
+)
+
 // Phases says how long each step to ready took, in order: those of the
 // node, with the driver's own steps in place of "create" and "start" where
 // it tells them.
 func (i *Instance) Phases() []sandbox.Phase {
 	inner := i.sandbox.Phases()
+	inner = inner[min(i.ahead, len(inner)):]
 	if len(inner) == 0 {
 		return i.phases
 	}
 	var out []sandbox.Phase
 	for _, p := range i.phases {
 		switch p.Name {
-		case "create":
+		case "create", "prepare", "pool":
+			if p.Name == "pool" {
+				out = append(out, p)
+			}
 			out = append(out, inner...)
-		case "start":
+		case "start", "resume":
 		default:
 			out = append(out, p)
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/node/journal"
 	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
@@ -48,7 +49,9 @@ type Config struct {
 	Images   Images
 	Networks Networks
 	Logs     *logs.Store
-	Log      *slog.Logger
+	// Snapshots are those of the node's revisions; nil: none are made or used.
+	Snapshots *snapshots.Catalog
+	Log       *slog.Logger
 }
 
 // Node runs instances. It is safe for concurrent use.
@@ -63,6 +66,9 @@ type Node struct {
 	instances map[string]*Instance
 	closed    bool
 	launches  sync.WaitGroup // under way, their clean-up included
+
+	pool pool
+	work sync.WaitGroup // in the background, until ctx ends
 }
 
 // ErrClosed is returned by Launch after Close.
@@ -89,33 +95,73 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open node: %w", err)
 	}
-	if err := n.reap(ctx); err != nil {
+	left, err := n.reap(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left: %w", err)
 	}
+	if len(left) > 0 {
+		n.work.Go(func() { n.reapAgain(left) })
+	}
+	n.pool.init(n)
+	n.work.Go(n.pool.run)
 	return n, nil
 }
 
 // reap removes every sandbox in the journal: after a start, none of them has
-// an owner. Those that cannot be removed stay recorded for the next start.
-func (n *Node) reap(ctx context.Context) error {
+// an owner. Those that cannot be removed stay recorded, and are returned: one
+// that is stuck must not keep all others from their work.
+func (n *Node) reap(ctx context.Context) (left []journal.Record, err error) {
 	records, err := n.cfg.Journal.List(ctx, kindSandbox)
 	if err != nil {
+		return nil, err
+	}
+	for _, r := range records {
+		if err := n.reapRecord(ctx, r); err != nil {
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			n.cfg.Log.Error("remove an orphaned sandbox, will try again", "id", r.ID, "error", err)
+			left = append(left, r)
+		}
+	}
+	return left, nil
+}
+
+func (n *Node) reapRecord(ctx context.Context, r journal.Record) error {
+	var rec record
+	if err := json.Unmarshal(r.Data, &rec); err != nil {
+		return fmt.Errorf("journal record %s: %w", r.ID, err)
+	}
+	if err := n.reapOne(ctx, rec); err != nil {
 		return err
 	}
-	var errs []error
-	for _, r := range records {
-		var rec record
-		if err := json.Unmarshal(r.Data, &rec); err != nil {
-			errs = append(errs, fmt.Errorf("journal record %s: %w", r.ID, err))
-			continue
+	n.cfg.Log.Info("removed an orphaned sandbox", "id", r.ID, "driver", rec.Driver)
+	return nil
+}
+
+// Pauses between tries to remove what could not be removed at the start.
+const (
+	firstReapPause = 2 * time.Second
+	maxReapPause   = 5 * time.Minute
+)
+
+func (n *Node) reapAgain(left []journal.Record) {
+	for pause := firstReapPause; len(left) > 0; pause = min(2*pause, maxReapPause) {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-time.After(pause):
 		}
-		if err := n.reapOne(ctx, rec); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		n.cfg.Log.Info("removed an orphaned sandbox", "id", r.ID, "driver", rec.Driver)
+		left = slices.DeleteFunc(left, func(r journal.Record) bool {
+			ctx, cancel := context.WithTimeout(n.ctx, cleanTimeout)
+			defer cancel()
+			err := n.reapRecord(ctx, r)
+			if err != nil && n.ctx.Err() == nil {
+				n.cfg.Log.Warn("remove an orphaned sandbox, will try again", "id", r.ID, "error", err)
+			}
+			return err == nil
+		})
 	}
-	return errors.Join(errs...)
 }
 
 func (n *Node) reapOne(ctx context.Context, rec record) error {
@@ -163,7 +209,9 @@ func (n *Node) Close(ctx context.Context) error {
 	n.closed = true
 	n.mu.Unlock()
 	n.cancel()
+	n.work.Wait()
 	n.launches.Wait() // bounded by cleanTimeout
+	n.pool.drain(ctx)
 	var wg sync.WaitGroup
 	instances := n.Instances()
 	errs := make([]error, len(instances))

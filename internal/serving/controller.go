@@ -65,17 +65,24 @@ type LogRemover interface {
 	Remove(namespace, revision string) error
 }
 
+// SnapshotRemover forgets a revision's snapshots. It does not block.
+type SnapshotRemover interface {
+	Forget(namespace, revision string)
+}
+
 // Config says what a Controller works with.
 type Config struct {
-	Knative  versioned.Interface
-	Kube     kubernetes.Interface
-	Fleet    Fleet
-	Router   Router
-	Images   Images
-	Logs     LogRemover
-	Domain   Domain
-	Defaults Defaults
-	Log      *slog.Logger
+	Knative versioned.Interface
+	Kube    kubernetes.Interface
+	Fleet   Fleet
+	Router  Router
+	Images  Images
+	Logs    LogRemover
+	// Snapshots forgets those of a revision; nil: there are none.
+	Snapshots SnapshotRemover
+	Domain    Domain
+	Defaults  Defaults
+	Log       *slog.Logger
 }
 
 const workers = 4

@@ -106,7 +106,7 @@ func (c *Controller) vacate(t *tenant) (gone <-chan struct{}) {
 	return gone
 }
 
-// forgetLogs removes what a revision printed if it is neither deployed nor on
+// forgetLogs removes what a revision printed, and its snapshots, if it is neither deployed nor on
 // record. The caller holds places.
 func (c *Controller) forgetLogs(key gateway.RevisionKey) {
 	if c.tenants[key] != nil {
@@ -117,5 +117,8 @@ func (c *Controller) forgetLogs(key gateway.RevisionKey) {
 	}
 	if err := c.cfg.Logs.Remove(key.Namespace, key.Name); err != nil {
 		c.cfg.Log.Warn("remove logs", "namespace", key.Namespace, "revision", key.Name, "error", err)
+	}
+	if c.cfg.Snapshots != nil {
+		c.cfg.Snapshots.Forget(key.Namespace, key.Name)
 	}
 }

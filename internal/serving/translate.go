@@ -15,12 +15,13 @@ import (
 	"github.com/skep-dev/skep/internal/fleet"
 	"github.com/skep-dev/skep/internal/gateway"
 	"github.com/skep-dev/skep/internal/node"
+	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
 // Annotations of a revision template that are Skep's own.
 const (
-	// SandboxAnnotation chooses the sandbox driver: gvisor, qemu or runc.
+	// SandboxAnnotation chooses the sandbox driver: firecracker, gvisor, qemu or runc.
 	SandboxAnnotation = "skep.dev/sandbox"
 	// EgressAnnotation "true" lets the function reach the internet.
 	EgressAnnotation = "skep.dev/egress"
@@ -49,6 +50,7 @@ const (
 type Defaults struct {
 	Driver    string        // sandbox driver
 	IdleAfter time.Duration // how long the last idle instance is kept
+	Snapshot  snapshots.Options
 }
 
 // plan is a revision in the terms of the packages below.
@@ -81,7 +83,7 @@ func translate(r *v1.Revision, d Defaults) (*plan, error) {
 		Resources: sandbox.Resources{PIDs: DefaultPIDs},
 	}}
 	for _, step := range []func(*v1.Revision, *corev1.Container, Defaults) error{
-		p.annotations, p.container, p.resources, p.scale,
+		p.annotations, p.snapshots, p.container, p.resources, p.scale,
 	} {
 		if err := step(r, c, d); err != nil {
 			return nil, err

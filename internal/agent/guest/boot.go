@@ -147,10 +147,15 @@ func mountImage(disks int) error {
 			return err
 		}
 	}
-	if err := (mount{rootDisk, lowerDir, "erofs", unix.MS_RDONLY, ""}).do(); err != nil {
-		return fmt.Errorf("the image's root file system: %w", err)
+	err := (mount{rootDisk, lowerDir, "erofs", unix.MS_RDONLY, ""}).do()
+	if err == nil {
+		return nil
 	}
-	return nil
+	// As other tools make them. The journal is not played: the disk is read-only.
+	if (mount{rootDisk, lowerDir, "ext4", unix.MS_RDONLY, "noload"}).do() == nil {
+		return nil
+	}
+	return fmt.Errorf("the image's root file system: %w", err)
 }
 
 // awaitDisk waits for a disk's node: a kernel thread makes it, a moment after

@@ -27,6 +27,8 @@ import (
 type Knative struct {
 	// WithConfig adds Knative's configuration to a context.
 	WithConfig func(context.Context) context.Context
+	// Annotations checks the annotations of revision templates; nil: nothing.
+	Annotations func(map[string]string) error
 }
 
 var (
@@ -106,6 +108,11 @@ func (k *Knative) Validate(ctx context.Context, a admission.Attributes, _ admiss
 	}
 	inner = apis.WithUserInfo(inner, userInfo(a.GetUserInfo()))
 	result := obj.Validate(inner)
+	if k.Annotations != nil {
+		if err := k.Annotations(templateAnnotations(obj)); err != nil {
+			return denied(validationHook, fmt.Errorf("validation failed: %w", err))
+		}
+	}
 	if result == nil {
 		return nil
 	}
@@ -118,6 +125,19 @@ func (k *Knative) Validate(ctx context.Context, a admission.Attributes, _ admiss
 	}
 	if refusal := result.Filter(apis.ErrorLevel); refusal != nil {
 		return denied(validationHook, fmt.Errorf("validation failed: %w", refusal))
+	}
+	return nil
+}
+
+// templateAnnotations are those of a revision, or of the template of one.
+func templateAnnotations(obj resourcesemantics.GenericCRD) map[string]string {
+	switch o := obj.(type) {
+	case *servingv1.Service:
+		return o.Spec.Template.Annotations
+	case *servingv1.Configuration:
+		return o.Spec.Template.Annotations
+	case *servingv1.Revision:
+		return o.Annotations
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // baseRecipe counts changes to how bases are made; older ones are not used.
-const baseRecipe = 2
+const baseRecipe = 3
 
 // baseSpec is all that a base depends on but the versions of packages.
 type baseSpec struct {

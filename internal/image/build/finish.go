@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+
+	"github.com/skep-dev/skep/internal/image/build/afterrestore"
 )
 
 // baseFiles are the same in every image. Sandboxes bring their own
@@ -89,6 +91,9 @@ func (j *job) finishBase(ctx context.Context, spec baseSpec, root string) (strin
 	if err := writeCertificates(root); err != nil {
 		return "", err
 	}
+	if err := afterrestore.OpenSSL(root, library()); err != nil {
+		return "", fmt.Errorf("OpenSSL: %w", err)
+	}
 	switch spec.Runtime {
 	case Python:
 		return j.finishPython(ctx, root)
@@ -96,9 +101,9 @@ func (j *job) finishBase(ctx context.Context, spec baseSpec, root string) (strin
 		if _, err := os.Stat(filepath.Join(root, "usr/bin/node")); err != nil {
 			return "", fmt.Errorf("base has no node: %w", err)
 		}
-		return "", nil
+		return "", afterrestore.Node(root)
 	case Java:
-		return finishJava(root)
+		return j.finishJava(ctx, root)
 	}
 	return "", nil
 }
@@ -122,7 +127,7 @@ func library() string {
 
 var jvmDir = regexp.MustCompile(`^java-(\d+)-openjdk-`)
 
-func finishJava(root string) (string, error) {
+func (j *job) finishJava(ctx context.Context, root string) (string, error) {
 	dirs, err := os.ReadDir(filepath.Join(root, "usr/lib/jvm"))
 	if err != nil {
 		return "", err
@@ -135,7 +140,22 @@ func finishJava(root string) (string, error) {
 		if err := ensureLink(root, "usr/bin/java", "/usr/lib/jvm/"+d.Name()+"/bin/java"); err != nil {
 			return "", err
 		}
-		return m[1], writeTrustStore(root)
+		if err := writeTrustStore(root); err != nil {
+			return "", err
+		}
+		classes := filepath.Join(j.work, "skep-restore-classes")
+		err := afterrestore.Java(root, filepath.Join(j.work, "skep-restore"), m[1], func(sources []string, dir, jar string) error {
+			if err := j.compileJava(ctx, sources, dir, m[1], classes); err != nil {
+				return err
+			}
+			manifest := "Manifest-Version: 1.0\nPremain-Class: dev.skep.restore.Agent\n" +
+				"Can-Retransform-Classes: true\nBoot-Class-Path: " + filepath.Base(jar) + "\n"
+			if err := writeFile(filepath.Join(classes, "META-INF", "MANIFEST.MF"), []byte(manifest), 0o644); err != nil {
+				return err
+			}
+			return writeJar(classes, jar)
+		})
+		return m[1], err
 	}
 	return "", errors.New("base has no /usr/lib/jvm/java-*-openjdk-*")
 }

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/skep-dev/skep/internal/image/build/afterrestore"
 )
 
 func (j *job) java(ctx context.Context) (_ recipe, err error) {
@@ -60,7 +62,7 @@ func (j *job) java(ctx context.Context) (_ recipe, err error) {
 		// A function has a core or less and little memory: the serial collector
 		// starts fastest and needs the least.
 		entrypoint: []string{"/usr/bin/java", "-XX:+UseSerialGC", "-XX:MaxRAMPercentage=70", "-Xshare:auto",
-			"-cp", strings.Join(path, ":"), main},
+			afterrestore.JavaFlag, "-cp", strings.Join(path, ":"), main},
 	})
 }
 
@@ -133,25 +135,29 @@ func (j *job) javac(ctx context.Context, sources []string, release, jar string) 
 	if err := j.copySource(ctx, classes, append([]string{"apt.txt", "target"}, sources...)...); err != nil {
 		return "", err
 	}
+	if err := j.compileJava(ctx, sources, j.Dir, release, classes); err != nil {
+		return "", err
+	}
+	return main, writeJar(classes, jar)
+}
+
+// compileJava compiles sources, which are relative to dir, into classes.
+func (j *job) compileJava(ctx context.Context, sources []string, dir, release, classes string) error {
 	// Too many files for a command line. Names are relative, so no path of this
 	// machine gets into messages or classes.
 	var list strings.Builder
 	for _, s := range sources {
 		if strings.ContainsAny(s, "\"\\\n\r") {
-			return "", fmt.Errorf("file name %q: quotes, backslashes and new lines cannot be given to javac", s)
+			return fmt.Errorf("file name %q: quotes, backslashes and new lines cannot be given to javac", s)
 		}
 		fmt.Fprintf(&list, "\"%s\"\n", s)
 	}
-	args := filepath.Join(j.work, "sources")
+	args := classes + ".sources"
 	if err := os.WriteFile(args, []byte(list.String()), 0o600); err != nil {
-		return "", err
+		return err
 	}
-	err = tool{name: "javac", pkg: "default-jdk-headless", dir: j.Dir, log: j.Log,
+	return tool{name: "javac", pkg: "default-jdk-headless", dir: dir, log: j.Log,
 		args: []string{"--release", release, "-encoding", "UTF-8", "-proc:none", "-g:source,lines", "-d", classes, "@" + args}}.run(ctx)
-	if err != nil {
-		return "", err
-	}
-	return main, writeJar(classes, jar)
 }
 
 // writeJar makes a jar of dir. It is not compressed, as layers are and the JVM

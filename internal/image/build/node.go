@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/skep-dev/skep/internal/image/build/afterrestore"
 )
 
 // packageJSON is what matters here of a Node.js project's manifest.
@@ -52,7 +54,7 @@ func (p *packageJSON) command(dir string) ([]string, error) {
 		if len(f) < 2 || f[0] != "node" || strings.ContainsAny(start, "|&;<>()$`\\\"'*?[]{}~#=%!\n") {
 			return nil, fmt.Errorf("package.json: scripts.start is %.80q: want \"node FILE\" with plain arguments, or leave it out and set \"main\"", start)
 		}
-		return append([]string{"/usr/bin/node"}, f[1:]...), nil
+		return append([]string{"/usr/bin/node", afterrestore.NodeFlag}, f[1:]...), nil
 	}
 	for _, n := range []string{p.Main, "index.js", "index.mjs", "index.cjs", "server.js"} {
 		if n == "" {
@@ -61,7 +63,7 @@ func (p *packageJSON) command(dir string) ([]string, error) {
 		n = filepath.Clean(n)
 		if filepath.IsLocal(n) {
 			if st, err := os.Stat(filepath.Join(dir, n)); err == nil && st.Mode().IsRegular() {
-				return []string{"/usr/bin/node", "/" + filepath.Join(appDir, n)}, nil
+				return []string{"/usr/bin/node", afterrestore.NodeFlag, "/" + filepath.Join(appDir, n)}, nil
 			}
 		}
 		if n == filepath.Clean(p.Main) {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"github.com/skep-dev/skep/internal/image/build/afterrestore"
 )
 
 // depsDir is where a Python function's dependencies are in the image.
@@ -94,6 +96,9 @@ func (j *job) finishPython(ctx context.Context, root string) (string, error) {
 	m := pythonTarget.FindStringSubmatch(filepath.Base(target))
 	if m == nil {
 		return "", fmt.Errorf("base has a /usr/bin/python3 that is %.80q, not a version of Python 3", target)
+	}
+	if err := afterrestore.Python(root); err != nil {
+		return "", err
 	}
 	py := interpreter{job: j, root: root, version: m[1]}
 	for _, lib := range []string{"usr/lib/python" + m[1], "usr/lib/python3"} {

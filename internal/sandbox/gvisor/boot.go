@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/google/subcommands"
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/sentry/kernel"
 	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
 	"gvisor.dev/gvisor/runsc/cmd/util"
 	"gvisor.dev/gvisor/runsc/flag"
@@ -24,6 +26,8 @@ const (
 	// annotationIdentity is there for a sandbox that is going to be restored;
 	// it is an identity in JSON.
 	annotationIdentity = "dev.skep.identity"
+	// annotationHold is there if the restored function must wait for release.
+	annotationHold = "dev.skep.hold"
 )
 
 // boot is runsc's command that becomes the sandbox.
@@ -33,17 +37,33 @@ type boot struct {
 
 // Execute implements subcommands.Command.
 func (b *boot) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
-	a, err := readAnnotations(f)
-	if err == nil {
-		err = errors.Join(setFlags(f, a), limitTasks(a[annotationPIDs]))
-	}
-	if id := a[annotationIdentity]; err == nil && id != "" {
-		err = giveIdentity(id)
-	}
-	if err != nil {
+	deferGC()
+	if err := prepareBoot(f); err != nil {
 		return util.Errorf("boot: %v", err)
 	}
 	return b.Boot.Execute(ctx, f, args...)
+}
+
+// prepareBoot does what the driver wants beyond runsc's own boot.
+func prepareBoot(f *flag.FlagSet) error {
+	useSeccompProgram()
+	a, err := readAnnotations(f)
+	if err != nil {
+		return err
+	}
+	id, err := parseIdentity(a[annotationIdentity])
+	if err != nil {
+		return err
+	}
+	if a[annotationHold] != "" {
+		holdFirstRun()
+		time.AfterFunc(startTime, idleGC)
+	}
+	return errors.Join(setFlags(f, a), limitTasks(a[annotationPIDs]), atFirstRun(func(k *kernel.Kernel) error {
+		// Not just when the function has its first request.
+		time.AfterFunc(startTime, normalGC)
+		return id.write(k)
+	}))
 }
 
 // readAnnotations reads the annotations of the spec.

@@ -80,7 +80,7 @@ func (*launch) Usage() string {
 // SetFlags implements subcommands.Command.
 func (l *launch) SetFlags(f *flag.FlagSet) {
 	f.StringVar(&l.bundle, "bundle", "", "directory that will hold config.json")
-	f.StringVar(&l.restore, "restore", "", "directory that will hold a snapshot to start from")
+	f.StringVar(&l.restore, "restore", "", "directory that holds a snapshot to start from")
 	f.BoolVar(&l.background, "background", false, "load the snapshot's memory behind the running function")
 }
 
@@ -91,7 +91,7 @@ func (*launch) FetchSpec(*config.Config, *flag.FlagSet) (string, *specs.Spec, er
 }
 
 // Execute implements subcommands.Command.
-func (l *launch) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
+func (l *launch) Execute(ctx context.Context, f *flag.FlagSet, args ...any) subcommands.ExitStatus {
 	if f.NArg() != 1 {
 		return util.Errorf("usage: %s", l.Usage())
 	}
@@ -107,7 +107,7 @@ func (l *launch) Execute(_ context.Context, f *flag.FlagSet, args ...any) subcom
 		reports: json.NewEncoder(os.NewFile(launchReports, "reports")),
 		orders:  bufio.NewScanner(os.NewFile(launchOrders, "orders")),
 	}
-	if err := p.run(f.Arg(0), l); err != nil {
+	if err := p.run(ctx, f.Arg(0), l); err != nil {
 		if p.container != nil && !p.started {
 			_ = p.container.Destroy() // the driver looks after what is left
 		}
@@ -122,10 +122,12 @@ type launching struct {
 	reports   *json.Encoder
 	orders    *bufio.Scanner
 	container *container.Container
+	pages     *pageServer // if it is restored
+	snapshot  *os.File    // the sandbox's end of the connection to pages
 	started   bool
 }
 
-func (p *launching) run(id string, l *launch) error {
+func (p *launching) run(ctx context.Context, id string, l *launch) error {
 	if err := p.reports.Encode(launchReport{Step: stepReady}); err != nil {
 		return err
 	}
@@ -140,6 +142,9 @@ func (p *launching) run(id string, l *launch) error {
 		}
 		r.PID = p.container.SandboxPid()
 		r.Socket = p.container.Sandbox.ControlSocketPath
+		if l.restore != "" {
+			return p.prepareRestore(ctx, l)
+		}
 		return nil
 	})
 	if err != nil {
@@ -147,7 +152,7 @@ func (p *launching) run(id string, l *launch) error {
 	}
 	err = p.obey(stepStart, func(*launchReport) error {
 		if l.restore != "" {
-			return p.container.Restore(p.conf, l.restore, false, l.background, nil)
+			return p.startRestored(ctx, l)
 		}
 		return p.container.Start(p.conf)
 	})
@@ -178,6 +183,9 @@ func (p *launching) linger() error {
 	released := make(chan struct{})
 	go func() {
 		p.orders.Scan()
+		if p.pages != nil { // the function may run before its memory is complete
+			p.pages.wait()
+		}
 		close(released)
 	}()
 	select {

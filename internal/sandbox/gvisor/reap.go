@@ -80,4 +80,4 @@ func reap(ctx context.Context, state sandbox.State) error {
 }
 
 // files are those that the driver makes in Spec.Dir.
-var files = []string{"runsc", "config.json", "etc", "upper.tar", "launch.log", "image"}
+var files = []string{"runsc", "config.json", "etc", "upper.tar", "launch.log"}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,12 @@ import (
 )
 
 // restoreModes are the modes of restoring, the best first.
+//
+// RestoreBackground is best for a sandbox that is not prepared long before:
+// until Start it holds nothing of the snapshot, and then the function runs on
+// while its memory is copied. In RestoreEager, Prepare restores everything:
+// Start then takes no time to speak of, but what waits is as large as what
+// runs.
 var restoreModes = []sandbox.RestoreMode{sandbox.RestoreBackground, sandbox.RestoreEager}
 
 // initCPUID has gVisor look at the CPU.
@@ -98,7 +105,12 @@ func checkRestore(r *sandbox.Restore) error {
 	case len(r.Image.Dirs) != 1:
 		return fmt.Errorf("a snapshot of %d layers: %w; there must be one", len(r.Image.Dirs), sandbox.ErrUnsupported)
 	}
-	return checkImage(r.Image.Dirs[0])
+	dir, err := filepath.Abs(r.Image.Dirs[0])
+	if err != nil {
+		return err
+	}
+	r.Image.Dirs = []string{dir} // also for the launcher, which is elsewhere
+	return checkImage(dir)
 }
 
 var _ sandbox.Snapshotter = (*Driver)(nil)

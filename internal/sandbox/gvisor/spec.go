@@ -62,7 +62,7 @@ func runscFlags(root string) []string {
 // newSpec makes the OCI runtime spec, and the files that it refers to. A
 // sandbox that is restored has its files already, and is told which must be
 // its own.
-func newSpec(s *sandbox.Spec, image fs.FS, restored bool) (*specs.Spec, error) {
+func newSpec(s *sandbox.Spec, image fs.FS, restore *sandbox.Restore) (*specs.Spec, error) {
 	r := ocispec.Defaults(s.Resources)
 	spec, err := ocispec.New(s, ocispec.Options{
 		Root:  "/", // not used, see the annotations
@@ -99,9 +99,12 @@ func newSpec(s *sandbox.Spec, image fs.FS, restored bool) (*specs.Spec, error) {
 		return nil, fmt.Errorf("make files for /etc: %w", err)
 	}
 	files["etc/machine-id"] = machineID
-	if restored {
+	if restore != nil {
 		if err := setIdentity(spec, files); err != nil {
 			return nil, err
+		}
+		if restore.Mode == sandbox.RestoreEager {
+			spec.Annotations[annotationHold] = "yes"
 		}
 	} else if err := setUpper(s, spec, files, image); err != nil {
 		return nil, err

@@ -39,8 +39,13 @@ type Config struct {
 	// guestkernel.Finder. Modules are in "modules" beside it, or in
 	// /lib/modules under the version in its name.
 	Kernel string
+	// KernelArgs are added to the guest kernel's command line.
+	KernelArgs []string
 	// Accel is AccelAuto if empty.
 	Accel Accel
+	// Proved says that AccelKVM has been proved already, as by the process that
+	// started this one: no machine is booted to prove it.
+	Proved bool
 	// Agent is the program skep-agent; nil is the embedded one.
 	Agent []byte
 	// Log is slog.Default() if nil.
@@ -57,7 +62,7 @@ const (
 // nothing: Probe does.
 func New(c Config) (*Driver, error) {
 	d := &Driver{
-		log: c.Log, accel: c.Accel, cacheDir: c.CacheDir,
+		log: c.Log, accel: c.Accel, cacheDir: c.CacheDir, kernelArgs: c.KernelArgs,
 		booting:   make(chan struct{}, runtime.NumCPU()+1),
 		preparing: make(chan struct{}, 1), probing: make(chan struct{}, 1),
 		asking: make(chan struct{}, 1),
@@ -73,6 +78,7 @@ func New(c Config) (*Driver, error) {
 	default:
 		return nil, fmt.Errorf("qemu: accel: %q is none of auto, kvm, tcg", c.Accel)
 	}
+	d.proved.Store(c.Proved && c.Accel == AccelKVM)
 	if d.log == nil {
 		d.log = slog.Default()
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/netns"
 	"github.com/skep-dev/skep/internal/sandbox"
-	"github.com/skep-dev/skep/internal/sandbox/ocispec"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
 )
 
@@ -44,6 +43,8 @@ type Driver struct {
 	kernel   guestkernel.Kernel
 	agent    []byte
 	cacheDir string
+	// kernelArgs are appended to the guest kernel's.
+	kernelArgs []string
 
 	preparing chan struct{} // lock of assets
 	assets    *assets
@@ -88,10 +89,8 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	if _, f, err := ocispec.OpenImage(spec.Rootfs); err != nil {
+	if err := checkRootfs(spec.Rootfs); err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
-	} else if err := f.Close(); err != nil {
-		return nil, err
 	}
 	accel, err := d.resolveAccel(ctx)
 	if err != nil {
@@ -155,6 +154,7 @@ func (d *Driver) boot(ctx context.Context, b *box, accel Accel, a assets) error 
 	defer unlock(d.booting)
 	start := time.Now()
 	m := b.machine(accel)
+	m.guestParams = append(m.guestParams, d.kernelArgs...)
 	m.assets = a
 	b.limits = m.limits()
 	if b.group, err = cgroup.Create(b.spec.Cgroup, b.limits); err != nil {

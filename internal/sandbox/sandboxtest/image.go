@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -24,13 +22,7 @@ const (
 // /usr/bin/guest.
 func buildImage(t testing.TB, path string) {
 	t.Helper()
-	goTool := testenv.Tool(t, "go", "golang")
-	bin := filepath.Join(filepath.Dir(path), "guest")
-	cmd := exec.CommandContext(t.Context(), goTool, "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "github.com/skep-dev/skep/internal/sandbox/sandboxtest/guest")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the guest: %v\n%s", err, out)
-	}
+	bin := testenv.Program(t, "github.com/skep-dev/skep/internal/sandbox/sandboxtest/guest")
 	if err := writeImage(path, bin); err != nil {
 		t.Fatalf("make the guest's image: %v", err)
 	}

@@ -76,13 +76,20 @@ func (s *State) write(out *writer, more func()) {
 	out.begin(sectionEnd, s.SectionID)
 	out.end(s.SectionID)
 	out.write(s.Devices)
-	out.buf = append(out.buf, sectionEOF, sectionDescription)
+	out.buf = append(out.buf, sectionEOF)
+	if s.Description == nil {
+		return
+	}
+	out.buf = append(out.buf, sectionDescription)
 	out.buf = appendU32(out.buf, uint32(len(s.Description)))
 	out.write(s.Description)
 }
 
 func (s *State) appendHeader(b []byte, capabilities []string) []byte {
 	b = appendU32(appendU32(b, magic), version)
+	if s.Machine == "" {
+		return b
+	}
 	b = appendU32(append(b, sectionConfiguration), uint32(len(s.Machine)))
 	b = append(b, s.Machine...)
 	sub := func(name string) { b = appendU32(appendName(append(b, sectionSubsection), name), 1) }

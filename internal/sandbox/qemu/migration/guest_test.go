@@ -34,6 +34,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(sharedDir)
+	if err := os.Chmod(sharedDir, 0o755); err != nil { // QEMU may run as somebody else
+		fmt.Println(err)
+		return 1
+	}
 	return m.Run()
 }
 

@@ -48,6 +48,9 @@ type options struct {
 	boot     []string // kernel and so on
 	incoming *os.File // our end's other end; nil: boot
 	start    func(*exec.Cmd) error
+	board    string   // further options of the machine type
+	args     []string // further arguments
+	shared   *os.File // memory that we have, too; it stays ours
 }
 
 // launch starts QEMU and enters QMP's command mode.
@@ -58,7 +61,7 @@ func launch(ctx context.Context, t testing.TB, o options) *machine {
 	console, consoleFile := socketPair(t)
 	disk := bootFiles(t).disk
 	args := []string{
-		"-M", "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on,memory-backend=mem",
+		"-M", "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on,memory-backend=mem" + o.board,
 		"-object", o.memory,
 		"-accel", "tcg,thread=multi,tb-size=64", "-cpu", "max", "-m", fmt.Sprintf("%dM", ramSize>>20), "-smp", "1",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -73,9 +76,19 @@ func launch(ctx context.Context, t testing.TB, o options) *machine {
 		args = append(args, "-incoming", "defer")
 		files = append(files, o.incoming)
 	}
+	inherited := slices.Clone(files)
+	if o.shared != nil {
+		o.memory = fmt.Sprintf("memory-backend-file,id=mem,size=%d,mem-path=/proc/self/fd/%d,share=on", ramSize, 3+len(files))
+		inherited = append(inherited, o.shared)
+	}
+	for i, a := range args {
+		if a == "-object" {
+			args[i+1] = o.memory
+		}
+	}
 	m := &machine{t: t, control: qmpEnd.(*net.UnixConn), console: console, lines: make(chan string, 1024), exited: make(chan struct{}), resumed: make(chan struct{})}
-	m.cmd = exec.Command(program, append(args, o.boot...)...)
-	m.cmd.ExtraFiles, m.cmd.Stderr, m.cmd.Env = files, &m.stderr, []string{}
+	m.cmd = exec.Command(program, slices.Concat(args, o.boot, o.args)...)
+	m.cmd.ExtraFiles, m.cmd.Stderr, m.cmd.Env = inherited, &m.stderr, []string{}
 	start := (*exec.Cmd).Start
 	if o.start != nil {
 		start = o.start
@@ -173,6 +186,25 @@ func (m *machine) capability(ctx context.Context, name string) {
 func (m *machine) receive(ctx context.Context) {
 	m.t.Helper()
 	m.do(ctx, "migrate-incoming", object{"uri": "fd:5"}, nil)
+}
+
+// awaitPaused waits until a machine that is not to run yet is loaded.
+func (m *machine) awaitPaused(ctx context.Context) {
+	m.t.Helper()
+	for {
+		var status struct {
+			Status string `json:"status"`
+		}
+		m.do(ctx, "query-status", nil, &status)
+		if status.Status == "paused" {
+			return
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			m.t.Fatalf("machine is %s: %v: %s", status.Status, ctx.Err(), &m.stderr)
+		}
+	}
 }
 
 // awaitResume waits until the restored machine runs.
@@ -278,12 +310,18 @@ func makeBootFiles(dir string) (files, error) {
 	if err != nil {
 		return f, err
 	}
-	self, err := os.ReadFile("/proc/self/exe")
+	// With the race detector the test's program is not static: then another
+	// one of it is the guest (CGO_ENABLED=0 go test -c).
+	program := os.Getenv("SKEP_TEST_GUEST")
+	if program == "" {
+		program = "/proc/self/exe"
+	}
+	self, err := os.ReadFile(program)
 	if err != nil {
 		return f, err
 	}
 	if x, err := elf.NewFile(bytes.NewReader(self)); err != nil || slices.ContainsFunc(x.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		return f, errors.Join(err, errors.New("the test's program runs in the guest, so it must be static: set CGO_ENABLED=0"))
+		return f, errors.Join(err, errors.New("the test's program runs in the guest, so it must be static: set CGO_ENABLED=0 or SKEP_TEST_GUEST"))
 	}
 	mods, err := initramfs.ReadModules(k.Modules)
 	if err != nil {
@@ -299,7 +337,7 @@ func makeBootFiles(dir string) (files, error) {
 	}
 	disk := make([]byte, 1<<20)
 	fill(disk, 3)
-	return f, errors.Join(os.WriteFile(f.kernel, kernel, 0o600), os.WriteFile(f.initrd, initrd.Bytes(), 0o600), os.WriteFile(f.disk, disk, 0o600))
+	return f, errors.Join(os.WriteFile(f.kernel, kernel, 0o600), os.WriteFile(f.initrd, initrd.Bytes(), 0o600), os.WriteFile(f.disk, disk, 0o644))
 }
 
 // bootArgs boot the test's guest.

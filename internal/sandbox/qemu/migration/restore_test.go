@@ -7,13 +7,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/internal/pager"
+	"github.com/skep-dev/skep/internal/sandbox/qemu/launcher"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/migration"
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // mapped starts a clone whose memory is a file, copy on write.
@@ -54,11 +60,23 @@ type paged struct {
 // page starts one; change may alter the configuration.
 func page(ctx context.Context, t testing.TB, s *saved, change func(*migration.Config)) *paged {
 	t.Helper()
+	p := pageAs(ctx, t, s, nil, change)
+	p.awaitResume(ctx)
+	return p
+}
+
+// pageAs does it with changed options, and does not wait.
+func pageAs(ctx context.Context, t testing.TB, s *saved, as func(*options), change func(*migration.Config)) *paged {
+	t.Helper()
 	ours, theirs := socketPair(t)
-	m := launch(ctx, t, options{
+	o := options{
 		memory:   fmt.Sprintf("memory-backend-ram,id=mem,size=%d", ramSize),
 		incoming: theirs,
-	})
+	}
+	if as != nil {
+		as(&o)
+	}
+	m := launch(ctx, t, o)
 	cfg := migration.Config{
 		State: s.state, Block: "mem", Memory: s.image(t), Conn: ours, Exited: m.exited,
 		Kill: func(context.Context) error { return ignoreDone(m.cmd.Process.Kill()) },
@@ -78,7 +96,6 @@ func page(ctx context.Context, t testing.TB, s *saved, change func(*migration.Co
 		m.kill()
 		p.served <- <-p.served // it has ended before its files are closed
 	})
-	m.awaitResume(ctx)
 	return p
 }
 
@@ -256,6 +273,90 @@ func TestRecordAndPrefetch(t *testing.T) {
 	s.check(ctx, t, p.machine)
 }
 
+// A state of devices alone will do, for a QEMU that expects nothing else, is
+// an ordinary user's and is told when to go on.
+func TestDevicesOnly(t *testing.T) {
+	testenv.Root(t)
+	s := snapshot(t)
+	ctx := deadline(t, time.Minute)
+	state, err := migration.ParseDevices(bytes.NewReader(s.devices), migration.Block{Name: "mem", Size: ramSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pageAs(ctx, t, s, func(o *options) {
+		o.board, o.args = ",suppress-vmdesc=on", []string{"-S", "-global", "migration.send-configuration=off"}
+		o.start = func(c *exec.Cmd) error {
+			c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			return launcher.Start(c, launcher.Options{Userfaultfd: true})
+		}
+	}, func(c *migration.Config) { c.State = state })
+	p.awaitPaused(ctx)
+	p.do(ctx, "cont", nil, nil)
+	s.check(ctx, t, p.machine)
+	if err := p.source.Complete(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.check(ctx, t, p.machine)
+}
+
+// Memory in a file that we have, too, can be saved as that of a machine that
+// was booted, once it is complete.
+func TestSharedMemory(t *testing.T) {
+	s := snapshot(t)
+	ctx := deadline(t, time.Minute)
+	restored := func(s *saved) (*paged, *os.File) {
+		state, err := migration.ParseDevices(bytes.NewReader(s.devices), migration.Block{Name: "mem", Size: ramSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		memory := memfd(t)
+		p := pageAs(ctx, t, s, func(o *options) {
+			o.shared, o.board = memory, ",suppress-vmdesc=on"
+			o.args = []string{"-global", "migration.send-configuration=off"}
+		}, func(c *migration.Config) { c.State = state })
+		p.awaitResume(ctx)
+		return p, memory
+	}
+	p, memory := restored(s)
+	again := &saved{disk: s.disk, sum: p.ask(ctx, "dirty 50", "dirtied"), memory: filepath.Join(t.TempDir(), "memory")}
+	if err := p.source.Complete(ctx); err != nil {
+		t.Fatalf("%v: %s", err, &p.stderr)
+	}
+	p.do(ctx, "stop", nil, nil)
+	devices := filepath.Join(t.TempDir(), "devices")
+	p.do(ctx, "xen-save-devices-state", object{"filename": devices, "live": false}, nil)
+	var err error
+	if again.devices, err = os.ReadFile(devices); err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, ramSize)
+	if _, err := memory.ReadAt(data, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(again.memory, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.do(ctx, "cont", nil, nil)
+	again.check(ctx, t, p.machine)
+	p.kill()
+	p, _ = restored(again)
+	again.check(ctx, t, p.machine)
+}
+
+func memfd(t testing.TB) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "guest")
+	t.Cleanup(func() { _ = f.Close() })
+	if err := f.Truncate(ramSize); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 // Clones run from one image and one set, at the same time.
 func TestClones(t *testing.T) {
 	s := snapshot(t)
@@ -324,92 +425,6 @@ func TestPush(t *testing.T) {
 	s.check(ctx, t, p.machine)
 	if err := p.end(ctx); err != nil || !p.source.Stats().Completed {
 		t.Errorf("%v, %+v: %s", err, p.source.Stats(), &p.stderr)
-	}
-	s.check(ctx, t, p.machine)
-}
-
-func TestEnds(t *testing.T) {
-	s := snapshot(t)
-	ctx := deadline(t, 2*time.Minute)
-	t.Run("QEMU is killed", func(t *testing.T) {
-		p := page(ctx, t, s, nil)
-		p.kill()
-		if err := p.end(ctx); err != nil {
-			t.Error(err)
-		}
-		if err := p.source.Complete(ctx); !errors.Is(err, migration.ErrEnded) {
-			t.Errorf("Complete: %v", err)
-		}
-	})
-	t.Run("cancelled", func(t *testing.T) {
-		short, cancel := context.WithCancel(ctx)
-		defer cancel()
-		p := page(short, t, s, nil)
-		cancel()
-		if err := p.end(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, migration.ErrNotKilled) {
-			t.Error(err)
-		}
-		select {
-		case <-p.exited:
-		default:
-			t.Error("QEMU goes on without its source")
-		}
-	})
-	t.Run("source fails", func(t *testing.T) {
-		bad := &failing{Source: s.image(t)}
-		p := page(ctx, t, s, func(c *migration.Config) { c.Memory = bad })
-		bad.fail.Store(true)
-		_, _ = p.console.Write([]byte("sum\n"))
-		if err := p.end(ctx); !errors.Is(err, errFailing) {
-			t.Error(err)
-		}
-		select {
-		case <-p.exited:
-		default:
-			t.Error("QEMU goes on without its source")
-		}
-	})
-	t.Run("QEMU gives up", func(t *testing.T) {
-		ours, theirs := socketPair(t)
-		m := launch(ctx, t, options{memory: fmt.Sprintf("memory-backend-ram,id=mem,size=%d", ramSize), incoming: theirs})
-		damaged := *s.state
-		damaged.Devices = bytes.Replace(damaged.Devices, []byte("serial"), []byte("cereal"), 1)
-		src, err := migration.New(migration.Config{
-			State: &damaged, Block: "mem", Memory: s.image(t), Conn: ours, Exited: m.exited,
-			Kill: func(context.Context) error { return ignoreDone(m.cmd.Process.Kill()) },
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.capability(ctx, "postcopy-ram")
-		m.receive(ctx)
-		err = src.Serve(ctx)
-		<-m.exited
-		t.Logf("%v: %s", err, &m.stderr)
-		if m.stderr.Len() == 0 {
-			t.Error("QEMU does not say why")
-		}
-	})
-}
-
-// A damaged set costs time, not the machine.
-func TestDamagedWorkingSet(t *testing.T) {
-	s := snapshot(t)
-	ctx := deadline(t, time.Minute)
-	path, p := record(ctx, t, s)
-	p.kill()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data[len(data)-100] ^= 1
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	ws := openSet(t, path)
-	p = page(ctx, t, s, func(c *migration.Config) { c.WorkingSet = ws })
-	if err := p.source.Stats().PrefetchError; !errors.Is(err, pager.ErrDamaged) {
-		t.Errorf("prefetch: %v", err)
 	}
 	s.check(ctx, t, p.machine)
 }

@@ -79,10 +79,13 @@ func (r *replies) request(m *reply, n uint16) {
 	d := r.d
 	m.start, m.length = d.u64(), uint64(d.u32())
 	if m.kind == replyPagesID {
-		r.block = d.name()
-		if d.err == nil && 12+1+len(r.block) != int(n) {
-			d.badf("request of %d bytes has a name of %d", n, len(r.block))
+		name := make([]byte, n-12-1)
+		if size := d.u8(); d.err == nil && int(size) != len(name) {
+			d.badf("request of %d bytes has a name of %d", n, size)
+			return
 		}
+		d.read(name)
+		r.block = string(name)
 	}
 	m.block = r.block
 	if d.err != nil {
@@ -93,14 +96,10 @@ func (r *replies) request(m *reply, n uint16) {
 	}
 }
 
-// check says whether the request lies in a block.
-func (s *State) check(m reply) (block int, err error) {
-	block, ok := s.Block(m.block)
-	if !ok {
-		return 0, fmt.Errorf("%w: request for block %q, which the machine does not have", ErrFormat, m.block)
+// check says whether the request lies in the block.
+func (b *Block) check(m reply) error {
+	if m.start >= b.Size || m.length > b.Size-m.start {
+		return fmt.Errorf("%w: request for %d bytes at %#x of block %q, which has %#x", ErrFormat, m.length, m.start, m.block, b.Size)
 	}
-	if size := s.Blocks[block].Size; m.start >= size || m.length > size-m.start {
-		return 0, fmt.Errorf("%w: request for %d bytes at %#x of block %q, which has %#x", ErrFormat, m.length, m.start, m.block, size)
-	}
-	return block, nil
+	return nil
 }

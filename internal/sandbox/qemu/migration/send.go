@@ -37,7 +37,7 @@ func (s *Source) receive(ctx context.Context) error {
 			}
 			return fmt.Errorf("%w (status %d)", ErrDropped, m.status)
 		case replyPages, replyPagesID:
-			block, err := s.cfg.State.check(m)
+			block, err := s.find(ctx, m)
 			if err != nil {
 				return err
 			}
@@ -58,6 +58,31 @@ func (s *Source) receive(ctx context.Context) error {
 	}
 }
 
+// Bounds of blocks that a state of devices only does not list.
+const (
+	maxFirmware       = 32 // blocks
+	maxFirmwareMemory = 64 << 20
+)
+
+// find is the block of a request. One that is not listed is added, if that can
+// be.
+func (s *Source) find(ctx context.Context, m reply) (int, error) {
+	block, ok := s.state.Block(m.block)
+	if !ok {
+		if !s.state.DevicesOnly || len(s.state.Blocks) > maxFirmware {
+			return 0, fmt.Errorf("%w: request for block %q, which the machine does not have", ErrFormat, m.block)
+		}
+		if err := s.lock(ctx); err != nil {
+			return 0, err
+		}
+		s.state.Blocks = append(s.state.Blocks, Block{Name: m.block, Size: maxFirmwareMemory})
+		s.sent = append(s.sent, newBitmap(maxFirmwareMemory/PageSize))
+		block = len(s.state.Blocks) - 1
+		s.unlock()
+	}
+	return block, s.state.Blocks[block].check(m)
+}
+
 // send restores the machine, and pushes what is left when it is told to.
 func (s *Source) send(ctx context.Context) error {
 	s.out = newWriter(ctx, s.cfg.Conn)
@@ -71,7 +96,7 @@ func (s *Source) send(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	pages := s.sent[s.block].pages
+	pages := uint64(s.cfg.Memory.Size()) / PageSize
 	for next := uint64(0); next < pages; {
 		if err := s.lock(ctx); err != nil {
 			return err
@@ -108,7 +133,7 @@ func (s *Source) unlock() { <-s.sending }
 // memory, for which the stream must be free.
 func (s *Source) intro(ctx context.Context) error {
 	start, out := time.Now(), s.out
-	st := s.cfg.State
+	st := &s.state
 	out.buf = st.appendHeader(out.buf, nil)
 	out.buf = appendCommand(out.buf, cmdOpenReturnPath, nil)
 	out.buf = appendCommand(out.buf, cmdPostcopyAdvise, appendU64(appendU64(nil, PageSize), PageSize))
@@ -173,7 +198,7 @@ func (s *Source) prefetch(ctx context.Context) error {
 func (s *Source) page(block int, page uint64, data []byte) {
 	if !s.sent[block].has(page) {
 		s.sent[block].set(page)
-		s.out.page(s.cfg.State, block, page*PageSize, data)
+		s.out.page(&s.state, block, page*PageSize, data)
 	}
 }
 
@@ -186,7 +211,7 @@ func (s *Source) answer(ctx context.Context, batch []request) error {
 	if s.stats.ended.Load() {
 		return nil
 	}
-	s.out.begin(sectionPart, s.cfg.State.SectionID)
+	s.out.begin(sectionPart, s.state.SectionID)
 	sent := uint64(0)
 	for _, r := range batch {
 		n, err := s.pages(r)
@@ -199,7 +224,7 @@ func (s *Source) answer(ctx context.Context, batch []request) error {
 		s.out.buf = s.out.buf[:0]
 		return nil
 	}
-	s.out.end(s.cfg.State.SectionID)
+	s.out.end(s.state.SectionID)
 	return s.out.finish("send pages")
 }
 
@@ -247,7 +272,7 @@ func (s *Source) load(block int, page uint64) (zero bool, err error) {
 func (s *Source) push(next uint64) (uint64, error) {
 	out := s.out
 	sent := &s.sent[s.block]
-	out.begin(sectionPart, s.cfg.State.SectionID)
+	out.begin(sectionPart, s.state.SectionID)
 	pushed := 0
 	for ; next < sent.pages && pushed < pushPages; next++ {
 		if sent.has(next) || s.cfg.Memory.Zero(int64(next*PageSize), PageSize) {
@@ -263,7 +288,7 @@ func (s *Source) push(next uint64) (uint64, error) {
 		return next, nil
 	}
 	s.stats.pushed.Add(uint64(pushed))
-	out.end(s.cfg.State.SectionID)
+	out.end(s.state.SectionID)
 	return next, out.finish("push pages")
 }
 
@@ -272,8 +297,8 @@ func (s *Source) push(next uint64) (uint64, error) {
 func (s *Source) finish() error {
 	out := s.out
 	s.stats.ended.Store(true)
-	out.begin(sectionEnd, s.cfg.State.SectionID)
-	out.end(s.cfg.State.SectionID)
+	out.begin(sectionEnd, s.state.SectionID)
+	out.end(s.state.SectionID)
 	out.buf = append(out.buf, sectionEOF)
 	return out.finish("end the migration")
 }

@@ -20,8 +20,10 @@ type saved struct {
 	memory string // path
 	raw    []byte // as QEMU wrote it
 	state  *migration.State
-	sum    string // of the guest's memory
-	disk   string // of what it reads from its disk
+	// devices is the same moment's, by xen-save-devices-state.
+	devices []byte
+	sum     string // of the guest's memory
+	disk    string // of what it reads from its disk
 }
 
 var theSnapshot struct {
@@ -48,10 +50,14 @@ func snapshot(t testing.TB) *saved {
 			s.raw, err = io.ReadAll(r)
 			return err
 		})
+		devices := filepath.Join(sharedDir, "devices")
+		m.do(ctx, "xen-save-devices-state", object{"filename": devices, "live": false}, nil)
 		m.kill()
 		var err error
+		if s.devices, err = os.ReadFile(devices); err != nil {
+			t.Fatal(err)
+		}
 		if s.state, err = migration.Parse(bytes.NewReader(s.raw)); err != nil {
-			_ = os.WriteFile("/tmp/mig-raw", s.raw, 0o600)
 			t.Fatal(err)
 		}
 		theSnapshot.ok = true

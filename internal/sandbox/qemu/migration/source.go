@@ -65,10 +65,14 @@ type Config struct {
 // is a migration that takes its time, for the machine's whole life unless it
 // is completed (Config.Push, Complete).
 //
+// If this process dies, QEMU pauses the migration and the machine hangs at the
+// next page that it misses: whoever comes next must kill it.
+//
 // It is record and prefetch as in REAP (Ustiugov et al., ASPLOS 2021, section
 // 5), with QEMU's own postcopy in place of the userfaultfd handler.
 type Source struct {
 	cfg   Config
+	state State // a copy, whose blocks may become more
 	block int
 	stats counters
 
@@ -125,10 +129,11 @@ func New(cfg Config) (*Source, error) {
 		cfg.KillTimeout = 5 * time.Second
 	}
 	s := &Source{
-		cfg: cfg, block: block,
+		cfg: cfg, state: *cfg.State, block: block,
 		pushing: make(chan struct{}), served: make(chan struct{}), sending: make(chan struct{}, 1),
 		rec: recorder{open: true, record: cfg.Record},
 	}
+	s.state.Blocks = slices.Clone(cfg.State.Blocks)
 	for _, b := range cfg.State.Blocks {
 		s.sent = append(s.sent, newBitmap(b.Size/PageSize))
 	}

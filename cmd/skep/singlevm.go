@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skep-dev/skep/internal/snapfaas/controller"
+	"github.com/skep-dev/skep/internal/snapfaas/guest"
+	"github.com/skep-dev/skep/internal/snapfaas/runner"
+	"github.com/skep-dev/skep/internal/snapfaas/single"
+)
+
+// singleFlags are singlevm's.
+type singleFlags struct {
+	vmmFlags
+	conf                        runner.Config
+	rootfs, appfs, id           string
+	loadDir, diffDirs, point    string
+	dumpWS, network             bool
+	odirect                     [4]bool
+	firerunner, dumpDir, tapArg string
+}
+
+func newSingleVM(g *globals) *cobra.Command {
+	s := &singleFlags{}
+	cmd := &cobra.Command{
+		Use:   "singlevm --rootfs IMAGE [--appfs IMAGE]",
+		Short: "Run one function in one micro-VM, with requests from standard input (SnapFaaS)",
+		Long: `Run one function in one micro-VM. Requests are JSON, one a line, on standard
+input; answers go to standard output, one a line, and times to standard error.
+
+The same tool makes snapshots (--dump_dir, --dump_ws) and starts from them
+(--load_dir). It is also what skep is when it is called by the name singlevm.`,
+		Example: `  skep runtime build python3 python3.img
+  skep app build ./hello hello.img
+  singlevm --rootfs python3.img --appfs hello.img < requests.json
+
+  mkdir base diff
+  singlevm --rootfs python3.img --dump_dir base --force_exit
+  singlevm --rootfs python3.img --appfs hello.img --load_dir base --dump_dir diff --force_exit
+  singlevm --rootfs python3.img --appfs hello.img --load_dir base,diff < requests.json`,
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 1 && s.dumpWS: // --dump_ws may stand before a folder
+				s.conf.Dump.WorkingSet = args[0]
+			case len(args) > 0:
+				return fmt.Errorf("unknown argument %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd, g) },
+	}
+	f := cmd.Flags()
+	s.add(f)
+	f.StringVarP(&s.rootfs, "rootfs", "r", "", "image with the language runtime (skep runtime build)")
+	f.StringVar(&s.appfs, "appfs", "", "image with the app (skep app build); the default is a placeholder without one")
+	f.StringVar(&s.id, "id", "1234", "name of the VM")
+	f.Int64Var(&s.conf.MemoryMiB, "mem_size", 128, "memory in MB")
+	f.Int64Var(&s.conf.VCPUs, "vcpu_count", 1, "virtual processors")
+	f.BoolVar(&s.network, "network", false, "let the guest reach public addresses")
+	f.StringVar(&s.tapArg, "tap", "", "not needed: each VM has a TAP device of its own")
+	f.StringVar(&s.firerunner, "firerunner", "", "firerunner's program (default: skep itself)")
+	f.StringVar(&s.loadDir, "load_dir", "", "start from the snapshot in this folder; with diffs BASE,DIFF")
+	f.StringVar(&s.diffDirs, "diff_dirs", "", "diffs to lay on the snapshot of --load_dir")
+	f.StringVar(&s.dumpDir, "dump_dir", "", "write a snapshot to this folder, which must exist: a diff if one was loaded")
+	f.StringVar(&s.point, "snapshot_point", "", "when --dump_dir is done: language or app (default: language after a boot, app after a restore)")
+	f.BoolVar(&s.conf.Load.CopyBase, "copy_base", false, "copy the base's memory before the VM runs, instead of mapping it")
+	f.BoolVar(&s.conf.Load.CopyDiff, "copy_diff", false, "copy the diffs' memory before the VM runs (always done)")
+	f.BoolVar(&s.conf.Load.WorkingSet, "load_ws", false, "load the recorded working set ahead")
+	f.BoolVar(&s.dumpWS, "dump_ws", false, "record what the first request touches, in the newest folder loaded or in one named here")
+	f.BoolVar(&s.conf.Dump.Exit, "force_exit", false, "end after the snapshot instead of taking requests")
+	f.DurationVar(&s.conf.Boot, "boot_timeout", runner.DefaultBoot, "how long the start may take")
+	f.DurationVar(&s.conf.Request, "request_timeout", runner.DefaultRequest, "how long one request may take")
+	for i, name := range []string{"odirect_base", "no_odirect_diff", "no_odirect_root", "no_odirect_app"} {
+		f.BoolVar(&s.odirect[i], name, false, "without effect: memory is mapped, and shared between VMs")
+	}
+	f.SetNormalizeFunc(snapfaasNames)
+	_ = cmd.MarkFlagRequired("rootfs")
+	return cmd
+}
+
+// complete makes the configuration of the flags.
+func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
+	c := &s.conf
+	c.Hostname = "vm-" + s.id
+	if c.Rootfs, err = diskPath("--rootfs", s.rootfs); err != nil {
+		return coded(exitUsage, err)
+	}
+	if s.appfs != "" {
+		if c.App, err = diskPath("--appfs", s.appfs); err != nil {
+			return coded(exitUsage, err)
+		}
+	} else if c.App, err = placeholder(cmd, g); err != nil {
+		return fmt.Errorf("placeholder for --appfs: %w", err)
+	}
+	if s.diffDirs != "" && s.loadDir == "" {
+		return coded(exitUsage, errors.New("--diff_dirs: it needs the base in --load_dir"))
+	}
+	c.Load.Dirs = append(controller.SplitDirs(s.loadDir), controller.SplitDirs(s.diffDirs)...)
+	c.Dump.Point, c.Dump.Dir = guest.Point(s.point), s.dumpDir
+	if s.dumpWS && c.Dump.WorkingSet == "" && len(c.Load.Dirs) > 0 {
+		c.Dump.WorkingSet = c.Load.Dirs[len(c.Load.Dirs)-1]
+	} else if s.dumpWS && c.Dump.WorkingSet == "" {
+		return coded(exitUsage, errors.New("--dump_ws: it needs --load_dir"))
+	}
+	paths := []*string{&c.Dump.Dir, &c.Dump.WorkingSet}
+	for i := range c.Load.Dirs {
+		paths = append(paths, &c.Load.Dirs[i])
+	}
+	for _, p := range paths {
+		if *p == "" {
+			continue
+		}
+		if *p, err = filepath.Abs(*p); err != nil {
+			return err
+		}
+	}
+	return coded(exitUsage, c.Validate())
+}
+
+func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
+	log := cmd.ErrOrStderr()
+	if err := s.complete(cmd, g); err != nil {
+		return err
+	}
+	for i, name := range []string{"--odirect_base", "--no_odirect_diff", "--no_odirect_root", "--no_odirect_app"} {
+		if s.odirect[i] {
+			fmt.Fprintf(log, "%s has no effect here\n", name)
+		}
+	}
+	if s.tapArg != "" {
+		fmt.Fprintln(log, "--tap has no effect here: each VM has a TAP device of its own, --network opens it to public addresses")
+	}
+	h, parent, err := openHost(cmd, g, &s.vmmFlags, s.firerunner, 0, toolLog(slog.LevelWarn))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), time.Minute)
+		defer cancel()
+		err = errors.Join(err, h.Close(clean))
+	}()
+	vm, err := parent.Start(cmd.Context(), s.conf, s.network)
+	if err != nil {
+		return fmt.Errorf("unable to launch the VM: %w", err)
+	}
+	defer func() { err = errors.Join(err, vm.Close()) }()
+	printReady(log, vm.Ready)
+	if s.conf.Dump.Exit {
+		fmt.Fprintln(log, "Shutting down vm...")
+		return nil
+	}
+	// Requests that wait on the input end with the context, not with a line.
+	stop := context.AfterFunc(cmd.Context(), func() { _ = os.Stdin.Close() })
+	defer stop()
+	totals, err := single.Run(cmd.Context(), vm, cmd.InOrStdin(), cmd.OutOrStdout(), log)
+	fmt.Fprintln(log, "***********************************************")
+	fmt.Fprintf(log, "Total requests: %d, Total responses: %d\n", totals.Requests, totals.Responses)
+	fmt.Fprintln(log, "***********************************************")
+	fmt.Fprintln(log, "Shutting down vm...")
+	if err == nil && totals.Requests != totals.Responses {
+		err = fmt.Errorf("%d of %d requests failed", totals.Requests-totals.Responses, totals.Requests)
+	}
+	return err
+}
+
+func printReady(w io.Writer, r runner.Ready) {
+	for _, n := range r.Notes {
+		fmt.Fprintf(w, "note: %s\n", n)
+	}
+	for _, p := range r.Phases {
+		if p.Name == "in all" {
+			fmt.Fprintf(w, "VM ready in: %d us\n", p.Took.Microseconds())
+			continue
+		}
+		fmt.Fprintf(w, "%s: %d us\n", p.Name, p.Took.Microseconds())
+	}
+}

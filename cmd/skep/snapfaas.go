@@ -1,0 +1,182 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/skep-dev/skep/internal/daemon"
+	"github.com/skep-dev/skep/internal/sandbox/qemu"
+	"github.com/skep-dev/skep/internal/snapfaas/host"
+	"github.com/skep-dev/skep/internal/snapfaas/images"
+	"github.com/skep-dev/skep/internal/snapfaas/runner"
+)
+
+// snapfaasTools are the commands that skep also is when it is called by their
+// name, as by a link.
+var snapfaasTools = []string{"singlevm", "multivm", "firerunner"}
+
+// asCalled turns `singlevm ...` into `skep singlevm ...`.
+func asCalled(args []string) []string {
+	if len(args) > 0 && slices.Contains(snapfaasTools, filepath.Base(args[0])) {
+		return append([]string{"skep", filepath.Base(args[0])}, args[1:]...)
+	}
+	return args
+}
+
+// snapfaasNames lets flags be written with - or _, and by their other names in
+// SnapFaaS.
+func snapfaasNames(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+	name = strings.ReplaceAll(name, "-", "_")
+	other := map[string]string{
+		"memory": "mem_size", "vcpu": "vcpu_count", "vcpus": "vcpu_count",
+		"copy_base_memory": "copy_base", "copy_diff_memory": "copy_diff", "diff_dir": "diff_dirs",
+		// those of skep itself stay as they are
+		"data_dir": "data-dir",
+	}[name]
+	if other != "" {
+		name = other
+	}
+	return pflag.NormalizedName(name)
+}
+
+// vmmFlags say how micro-VMs run, to all three tools.
+type vmmFlags struct {
+	kernel, kernelArgs, accel string
+	cache                     string // of the driver
+	proved                    bool   // KVM works, the parent has seen it
+}
+
+func (v *vmmFlags) add(f *pflag.FlagSet) {
+	f.StringVarP(&v.kernel, "kernel", "k", v.kernel, "the guests' kernel (default: the newest cloud kernel in /boot)")
+	f.StringVarP(&v.kernelArgs, "kernel_args", "c", v.kernelArgs, "further arguments for the kernel, separated by commas or spaces")
+	f.StringVar(&v.accel, "accel", "auto", "acceleration of QEMU: auto, kvm or tcg")
+	f.StringVar(&v.cache, "cache", "", "folder for the unpacked kernel and the like (default: skep's own)")
+}
+
+// args are the flags again.
+func (v *vmmFlags) args() []string {
+	args := []string{"--accel=" + v.accel, "--cache=" + v.cache, fmt.Sprintf("--accel_proved=%t", v.proved)}
+	if v.kernel != "" {
+		args = append(args, "--kernel="+v.kernel)
+	}
+	if v.kernelArgs != "" {
+		args = append(args, "--kernel_args="+v.kernelArgs)
+	}
+	return args
+}
+
+// driver makes the driver of the flags.
+func (v *vmmFlags) driver(g *globals, log *slog.Logger) (*qemu.Driver, error) {
+	if v.cache == "" {
+		v.cache = filepath.Join(filepath.Dir(baseCache(g)), "qemu")
+	}
+	var err error
+	for _, p := range []*string{&v.cache, &v.kernel} {
+		if *p != "" {
+			if *p, err = filepath.Abs(*p); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if !slices.Contains(daemon.Accels, v.accel) {
+		return nil, coded(exitUsage, fmt.Errorf("--accel: %q is none of %s", v.accel, strings.Join(daemon.Accels, ", ")))
+	}
+	return qemu.New(qemu.Config{
+		CacheDir: v.cache, Kernel: v.kernel, Accel: qemu.Accel(v.accel), Proved: v.proved, Log: log,
+		KernelArgs: strings.FieldsFunc(v.kernelArgs, func(r rune) bool { return r == ',' || r == ' ' }),
+	})
+}
+
+// toolLog is for what goes wrong beside the work.
+func toolLog(level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// openHost opens what a tool needs of the machine, and returns how to start
+// firerunners.
+func openHost(cmd *cobra.Command, g *globals, v *vmmFlags, firerunner string, pool int, log *slog.Logger) (*host.Host, runner.Parent, error) {
+	var p runner.Parent
+	d, err := v.driver(g, log)
+	if err != nil {
+		return nil, p, err
+	}
+	accel, err := d.Accel(cmd.Context())
+	if err != nil {
+		return nil, p, err
+	}
+	// Not each child is to find out again.
+	v.accel, v.proved = string(accel), accel == qemu.AccelKVM
+	if firerunner == "" {
+		if firerunner, err = os.Executable(); err != nil {
+			return nil, p, err
+		}
+	} else if st, err := os.Stat(firerunner); err != nil {
+		return nil, p, coded(exitUsage, fmt.Errorf("--firerunner: %w", err))
+	} else if st.IsDir() || st.Mode()&0o111 == 0 {
+		return nil, p, coded(exitUsage, fmt.Errorf("--firerunner: %s is not a program", firerunner))
+	}
+	h, err := host.Open(cmd.Context(), host.Config{
+		Base: filepath.Join(g.runDir(), "snapfaas"), Reaper: d, Pool: pool, Log: log,
+	})
+	if err != nil {
+		return nil, p, err
+	}
+	return h, runner.Parent{Host: h, Program: firerunner, Args: v.args(), Stderr: os.Stderr}, nil
+}
+
+// diskPath makes a path of an image absolute and looks if it is there.
+func diskPath(flag, path string) (string, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", flag, err)
+	}
+	if !st.Mode().IsRegular() {
+		return "", fmt.Errorf("%s: %s is not a file", flag, path)
+	}
+	return filepath.Abs(path)
+}
+
+// placeholder makes the disk of VMs without an app.
+func placeholder(cmd *cobra.Command, g *globals) (string, error) {
+	dir := filepath.Join(filepath.Dir(baseCache(g)), "snapfaas")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "empty.erofs")
+	if _, err := os.Stat(path); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return path, err
+	}
+	return path, images.WriteEmpty(cmd.Context(), images.Options{Out: path})
+}
+
+func newFirerunner(g *globals) *cobra.Command {
+	v := &vmmFlags{}
+	cmd := &cobra.Command{
+		Use:    "firerunner",
+		Short:  "Own one micro-VM: singlevm and multivm start it, it is never run by hand",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if isTerminal(os.Stdin) {
+				return coded(exitUsage, errors.New("firerunner is not run by hand: singlevm and multivm start it"))
+			}
+			d, err := v.driver(g, toolLog(slog.LevelWarn))
+			if err != nil {
+				return err
+			}
+			return runner.Serve(cmd.Context(), d, os.Stdin, os.Stdout)
+		},
+	}
+	v.add(cmd.Flags())
+	cmd.Flags().BoolVar(&v.proved, "accel_proved", false, "KVM has been proved to work")
+	cmd.Flags().SetNormalizeFunc(snapfaasNames)
+	return cmd
+}

@@ -1,0 +1,2 @@
+// Says hello; obj is what the request's JSON line held.
+exports.handle = async (obj) => ({ message: `hello, ${(obj && obj.name) || 'world'}` });

@@ -1,0 +1,121 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/skep-dev/skep/internal/node/snapshots"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// errNoSnapshot means that there is nothing to restore from.
+var errNoSnapshot = errors.New("there is no snapshot")
+
+// restore starts an instance from a snapshot, a prepared one if there is. On
+// errNoSnapshot the instance has what it needs to boot, on any other error
+// nothing is left.
+func (n *Node) restore(ctx context.Context, i *Instance) (*Instance, error) {
+	defer n.pool.poke()
+	if p := n.pool.take(i.launch); p != nil {
+		err := p.resume(ctx)
+		if err == nil {
+			return p, nil
+		}
+		p.clean(context.WithoutCancel(ctx))
+		if ctx.Err() != nil {
+			return i, err
+		}
+		// It may have grown old; the snapshot itself gets another chance.
+		n.cfg.Log.Warn("start a prepared sandbox", "id", p.id, "revision", p.launch.Revision, "error", err)
+		i.phases = []sandbox.Phase{{Name: "restore-failed", Took: time.Since(i.clock)}}
+		i.clock = time.Now()
+	}
+	err := i.prepare(ctx)
+	if errors.Is(err, errNoSnapshot) {
+		return i, err
+	}
+	if err == nil {
+		err = i.resume(ctx)
+	}
+	if err != nil {
+		if i.use != nil && ctx.Err() == nil {
+			i.use.Failed(err)
+		}
+		i.clean(context.WithoutCancel(ctx))
+	}
+	return i, err
+}
+
+// prepare does all of a restore that needs no request.
+func (i *Instance) prepare(ctx context.Context) error {
+	if err := i.acquire(ctx); err != nil {
+		return err
+	}
+	s, ok := i.driver.(sandbox.Snapshotter)
+	if !ok {
+		return errNoSnapshot
+	}
+	if err := i.describe(ctx); err != nil {
+		return err
+	}
+	use := i.node.cfg.Snapshots.Find(ctx, i.want, i.driver.Capabilities().OnDemandMemory)
+	if use == nil {
+		return errNoSnapshot
+	}
+	i.use = use
+	i.onClean(func(context.Context) error { use.Release(); return nil })
+	i.phase("snapshot")
+	if err := i.journal(ctx); err != nil {
+		return err
+	}
+	box, err := s.Prepare(ctx, i.spec, sandbox.Restore{Image: use.Image, Mode: i.options.Mode, Record: use.Record})
+	if err != nil {
+		return i.explain(fmt.Errorf("prepare sandbox: %w", err))
+	}
+	i.sandbox, i.kind = box, Restored
+	i.phase("prepare")
+	return nil
+}
+
+// resume has a prepared sandbox go on, up to ready.
+func (i *Instance) resume(ctx context.Context) error {
+	if err := i.sandbox.Start(ctx); err != nil {
+		return i.explain(fmt.Errorf("restore: %w", err))
+	}
+	i.phase("resume")
+	if err := i.tell(ctx, i.options.After); err != nil {
+		return i.explain(fmt.Errorf("after-restore hook: %w", err))
+	}
+	if i.options.After != (snapshots.Hook{}) {
+		i.phase("hook")
+	}
+	if err := i.ready(ctx); err != nil {
+		return err
+	}
+	i.use.Worked()
+	return nil
+}
+
+// describe finds out which snapshots fit the instance.
+func (i *Instance) describe(ctx context.Context) error {
+	if i.wanted {
+		return nil
+	}
+	s, ok := i.driver.(sandbox.Snapshotter)
+	if !ok {
+		return fmt.Errorf("the sandbox driver %s can make no snapshots", i.driver.Name())
+	}
+	c, err := s.Compatibility(ctx, i.spec)
+	if err != nil {
+		return fmt.Errorf("snapshot: compatibility: %w", err)
+	}
+	l := &i.launch
+	i.want = snapshots.NewWant(l.Namespace, l.Service, l.Revision, i.digest, i.driver.Name(), i.spec, c)
+	if i.options.Policy != nil {
+		i.want.Policy = i.options.Policy.String()
+	}
+	i.wanted = true
+	return nil
+}

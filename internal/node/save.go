@@ -1,0 +1,218 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/skep-dev/skep/internal/node/snapshots"
+	"github.com/skep-dev/skep/internal/pager"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// errEndedBySnapshot: a sandbox did not survive that a snapshot was made.
+var errEndedBySnapshot = errors.New("the instance did not survive the making of a snapshot")
+
+// saveTimeout bounds the making of a snapshot, hooks not counted.
+const saveTimeout = time.Minute
+
+// driftLimit is the share of pages beyond the working set above which it is
+// recorded anew.
+const driftLimit = 0.3
+
+// saveReady makes a snapshot of an instance that has had no request, if its
+// policy wants one now. An error harms nobody, unless the instance ended.
+func (i *Instance) saveReady(ctx context.Context) error {
+	if !i.policySays(snapshots.Situation{Moment: snapshots.AtReady}) {
+		return nil
+	}
+	err := i.Save(ctx, false)
+	i.phase("snapshot")
+	i.readyAt = time.Now()
+	return err
+}
+
+func (i *Instance) policySays(s snapshots.Situation) bool {
+	return i.options.Policy != nil && i.kind == Booted && i.options.Policy.Save(s)
+}
+
+// NextSave is after how many responses in all a snapshot is to be made, when
+// the instance has no request, given how many there were; 0 means not at all.
+func (i *Instance) NextSave(responses uint64) uint64 {
+	if i.options.Policy == nil || i.kind != Booted {
+		return 0
+	}
+	return i.options.Policy.Next(responses)
+}
+
+// SaveNow asks the policy about an instance that is out of rotation or at its
+// end, and makes the snapshot.
+func (i *Instance) SaveNow(ctx context.Context, m snapshots.Moment, responses uint64) (saved bool, err error) {
+	if !i.policySays(snapshots.Situation{Moment: m, Responses: responses, Uptime: time.Since(i.readyAt)}) {
+		return false, nil
+	}
+	err = i.Save(ctx, false)
+	return err == nil, err
+}
+
+// Save makes a snapshot of the instance, which must have no request and no
+// connection. It goes on afterwards, with or without error, unless Done says
+// otherwise. Without force, that there is a snapshot already is no error, and
+// nothing is done.
+func (i *Instance) Save(ctx context.Context, force bool) error {
+	saver, ok := i.sandbox.(sandbox.Saver)
+	if !ok || i.node.cfg.Snapshots == nil {
+		return fmt.Errorf("the sandbox driver %s can make no snapshots", i.driver.Name())
+	}
+	i.saveMu.Lock()
+	defer i.saveMu.Unlock()
+	if err := i.describe(ctx); err != nil {
+		return err
+	}
+	err := i.node.cfg.Snapshots.Create(ctx, i.want, force, func(ctx context.Context, dir string) error {
+		return i.save(ctx, saver, dir)
+	})
+	if errors.Is(err, snapshots.ErrHave) || errors.Is(err, snapshots.ErrNotNow) && !force {
+		return nil
+	}
+	if err == nil {
+		i.node.cfg.Log.Info("snapshot made", "namespace", i.launch.Namespace, "revision", i.launch.Revision, "id", i.id)
+		i.node.pool.poke()
+	}
+	return err
+}
+
+func (i *Instance) save(ctx context.Context, saver sandbox.Saver, dir string) error {
+	if err := i.tell(ctx, i.options.Before); err != nil {
+		return errors.Join(fmt.Errorf("before-snapshot hook: %w", err), i.goOn(ctx))
+	}
+	saving, cancel := context.WithTimeout(ctx, saveTimeout)
+	err := saver.Save(saving, sandbox.SaveOptions{Dir: dir})
+	cancel()
+	if i.ended() {
+		i.savedToEnd.Store(true)
+		return errors.Join(err, errEndedBySnapshot)
+	}
+	return errors.Join(err, i.goOn(ctx))
+}
+
+// goOn tells the function that it goes on. One that was told that there will
+// be a snapshot, and not that there was one, would be of no use: it is ended.
+func (i *Instance) goOn(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	err := i.tell(ctx, i.options.After)
+	if err == nil {
+		return nil
+	}
+	i.savedToEnd.Store(true)
+	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
+	defer cancel()
+	return errors.Join(fmt.Errorf("after-restore hook of the instance that goes on: %w", err), i.sandbox.Destroy(ctx))
+}
+
+// ended tells whether the function's process is known to have ended.
+func (i *Instance) ended() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	_, err := i.sandbox.Wait(ctx)
+	return err == nil || ctx.Err() == nil
+}
+
+// SnapshotKey is the key of the instance's snapshots; "" before it is known.
+func (i *Instance) SnapshotKey() string {
+	i.saveMu.Lock()
+	defer i.saveMu.Unlock()
+	return i.want.Key
+}
+
+// Recording tells whether the instance records its working set.
+func (i *Instance) Recording() bool { return i.use != nil && i.use.Record }
+
+// Drifter is implemented by restored sandboxes that know how well the working
+// set they were prepared with fits.
+type Drifter interface{ Drift() pager.Drift }
+
+// EndRecording is called when the first response is out. It adds the working
+// set to the snapshot, or finds out that the one that is there is outdated.
+func (i *Instance) EndRecording(ctx context.Context) error {
+	if i.use == nil {
+		return nil
+	}
+	if d, ok := i.sandbox.(Drifter); ok && !i.use.Record {
+		if drift := d.Drift(); drift.Drifted(driftLimit) {
+			i.node.cfg.Log.Info("the working set has drifted, recording it anew", "revision", i.launch.Revision, "ratio", drift.Ratio())
+			i.use.Outdated()
+		}
+		return nil
+	}
+	r, ok := i.sandbox.(sandbox.Recorder)
+	if !ok || !i.use.Record {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
+	defer cancel()
+	err := i.use.Recorded(ctx, func(ctx context.Context, path string) error {
+		if err := r.Recorded(ctx, path); err != nil {
+			return err
+		}
+		set, err := pager.OpenWorkingSet(path, false)
+		if err != nil {
+			return err
+		}
+		return set.Close()
+	})
+	if err == nil {
+		i.node.pool.poke()
+	}
+	return err
+}
+
+// tell calls a hook of the function and waits for it.
+func (i *Instance) tell(ctx context.Context, h snapshots.Hook) error {
+	if h.Path == "" && h.Signal == 0 {
+		return nil
+	}
+	timeout := h.Timeout
+	if timeout <= 0 {
+		timeout = snapshots.DefaultHookTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if h.Path != "" {
+		if err := i.post(ctx, h.Path); err != nil {
+			return err
+		}
+	}
+	if h.Signal != 0 {
+		if err := i.sandbox.Signal(ctx, os.Signal(h.Signal)); err != nil {
+			return fmt.Errorf("signal %s: %w", h.Signal, err)
+		}
+	}
+	return nil
+}
+
+// post sends an empty POST, on a connection that is closed afterwards.
+func (i *Instance) post(ctx context.Context, path string) error {
+	tr := &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return i.sandbox.Dial(ctx, i.launch.Port) },
+		DisableKeepAlives: true,
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://function"+path, http.NoBody)
+	if err != nil {
+		return fmt.Errorf("POST %s: %w", path, err)
+	}
+	req.Header.Set("User-Agent", "skep")
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		return fmt.Errorf("POST %s: %w", path, err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return fmt.Errorf("POST %s answered %s", path, resp.Status)
+	}
+	return nil
+}

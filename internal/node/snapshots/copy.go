@@ -1,0 +1,318 @@
+package snapshots
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/snapshot"
+)
+
+// kindCopy is the kind of the copies' records in the journal.
+const kindCopy = "snapshot"
+
+const imageDir = "image" // within a copy's folder: what the driver wrote
+
+// record is what the journal has of a copy, from before its folder is made.
+type record struct {
+	Whole bool `json:"whole"` // it was made to the end
+	// Synced: it is on the disk. Before, it counts only for the Boot of the
+	// machine that it was made in: a power failure could have taken some.
+	Synced bool   `json:"synced"`
+	Boot   string `json:"boot"`
+
+	Snapshot snapshot.ID       `json:"snapshot"` // in the store; zero: not yet
+	Manifest snapshot.Manifest `json:"manifest"` // its layers are those stored already
+	// Files are those of the image and, if there is one, the WorkingSet, by
+	// their paths within the folder.
+	Files      map[string]print `json:"files"`
+	WorkingSet string           `json:"workingSet,omitempty"`
+	Bytes      int64            `json:"bytes"` // on the disk
+	At         time.Time        `json:"at"`    // last used, at least to the minute
+}
+
+// print tells a file from one that was changed: nobody can write to a file
+// and keep its change time.
+type print struct {
+	Size  int64  `json:"size"`
+	Inode uint64 `json:"inode"`
+	MTime int64  `json:"mtime"` // ns
+	CTime int64  `json:"ctime"` // ns
+}
+
+// local is a snapshot on this machine as files. Its fields are guarded by the
+// catalog's mu, and so is what is in its folder once it is whole.
+type local struct {
+	name string
+	rec  record
+
+	users  int  // sandboxes that have it, and goroutines that read it
+	dead   bool // goes with its last user
+	forget bool // and is not to be stored
+	// unstored: something in it is not in the store; busy: it is being brought.
+	unstored, busy bool
+	recording      bool // a sandbox records its working set
+	stale          []string
+	store          backoff
+	storedAt       time.Time
+}
+
+func (l *local) dirty() bool { return l.unstored || l.busy }
+
+func (c *Catalog) dir(l *local) string { return filepath.Join(c.cfg.Dir, l.name) }
+
+// image is the copy as drivers take it. The caller holds mu.
+func (c *Catalog) image(l *local) sandbox.Image {
+	img := sandbox.Image{Dirs: []string{filepath.Join(c.dir(l), imageDir)}}
+	if l.rec.WorkingSet != "" {
+		img.WorkingSet = filepath.Join(c.dir(l), l.rec.WorkingSet)
+	}
+	return img
+}
+
+// newCopy records a copy and makes its folder; the result is not yet known to
+// the catalog.
+func (c *Catalog) newCopy(ctx context.Context, m snapshot.Manifest) (*local, error) {
+	l := &local{name: sandbox.NewID(), rec: record{Boot: c.boot, Manifest: m, At: c.cfg.Now(), Files: map[string]print{}}}
+	if err := c.record(ctx, l); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(c.dir(l), imageDir), 0o700); err != nil {
+		c.remove(l)
+		return nil, fmt.Errorf("snapshot folder: %w", err)
+	}
+	return l, nil
+}
+
+func (c *Catalog) record(ctx context.Context, l *local) error {
+	return c.cfg.Journal.Put(context.WithoutCancel(ctx), kindCopy, l.name, l.rec)
+}
+
+const removeTimeout = 10 * time.Second
+
+// remove removes a copy that nobody knows of any more.
+func (c *Catalog) remove(l *local) {
+	if err := os.RemoveAll(c.dir(l)); err != nil {
+		c.cfg.Log.Warn("remove a snapshot's files, stays recorded", "error", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), removeTimeout)
+	defer cancel()
+	if err := c.cfg.Journal.Delete(ctx, kindCopy, l.name); err != nil {
+		c.cfg.Log.Warn("forget a snapshot's files", "error", err)
+	}
+}
+
+// drop takes a copy out of use; it is removed with its last user. The caller
+// holds mu.
+func (c *Catalog) drop(l *local) {
+	if l.dead {
+		return
+	}
+	l.dead = true
+	for _, e := range c.keys {
+		if e.copy == l {
+			e.copy = nil
+		}
+	}
+	if l.users == 0 {
+		c.bury(l)
+		return
+	}
+	l.rec.Whole = false // also for the next start, should this process be killed
+	if err := c.record(c.ctx, l); err != nil {
+		c.cfg.Log.Warn("take a snapshot's files out of use", "error", err)
+	}
+}
+
+// bury removes a copy that is dead and without users. The caller holds mu.
+func (c *Catalog) bury(l *local) {
+	delete(c.copies, l.name)
+	if c.closed {
+		c.remove(l)
+		return
+	}
+	c.work.Go(func() { c.remove(l) })
+}
+
+// leave ends a use. The caller holds mu.
+func (c *Catalog) leave(l *local) {
+	l.users--
+	if l.users > 0 {
+		return
+	}
+	if l.dead {
+		c.bury(l)
+		return
+	}
+	for _, name := range l.stale {
+		_ = os.Remove(filepath.Join(c.dir(l), name)) // else with the folder
+	}
+	l.stale = nil
+	c.shrink()
+}
+
+// shrink removes the least recently used copies above the limit that the
+// store has, too. The caller holds mu.
+func (c *Catalog) shrink() {
+	if c.cfg.MaxCopies <= 0 {
+		return
+	}
+	for {
+		var sum int64
+		var oldest *local
+		for _, l := range c.copies {
+			if l.dead {
+				continue
+			}
+			sum += l.rec.Bytes
+			if l.users == 0 && !l.dirty() && (oldest == nil || l.rec.At.Before(oldest.rec.At)) {
+				oldest = l
+			}
+		}
+		if sum <= c.cfg.MaxCopies || oldest == nil {
+			return
+		}
+		c.cfg.Log.Debug("removing a snapshot's files for others", "snapshot", oldest.rec.Snapshot, "bytes", oldest.rec.Bytes)
+		c.drop(oldest)
+	}
+}
+
+// examine notes what files a copy consists of.
+func (c *Catalog) examine(l *local) error {
+	l.rec.Files, l.rec.Bytes = map[string]print{}, 0
+	root := c.dir(l)
+	entries, err := os.ReadDir(filepath.Join(root, imageDir))
+	if err != nil {
+		return err
+	}
+	names := make([]string, 0, len(entries)+1)
+	for _, e := range entries {
+		if !e.Type().IsRegular() || !plainName(e.Name()) {
+			return fmt.Errorf("the driver wrote %q, which is no plain file", e.Name())
+		}
+		names = append(names, filepath.Join(imageDir, e.Name()))
+	}
+	if len(names) == 0 || len(names) > maxFiles {
+		return fmt.Errorf("the driver wrote %d files", len(names))
+	}
+	if l.rec.WorkingSet != "" {
+		names = append(names, l.rec.WorkingSet)
+	}
+	for _, name := range names {
+		p, bytes, err := printOf(filepath.Join(root, name))
+		if err != nil {
+			return err
+		}
+		l.rec.Files[name] = p
+		l.rec.Bytes += bytes
+	}
+	return nil
+}
+
+const maxFiles = 32
+
+// plainName tells whether a name from outside is that of a file in a folder.
+func plainName(name string) bool {
+	return name != "" && len(name) <= 100 && name[0] != '.' && !strings.ContainsAny(name, "/\x00") && name != roleWorkingSet
+}
+
+func printOf(path string) (p print, bytes int64, err error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return p, 0, err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.Mode().IsRegular() {
+		return p, 0, fmt.Errorf("%s is no regular file", path)
+	}
+	return print{Size: st.Size, Inode: st.Ino, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano()}, st.Blocks * 512, nil
+}
+
+// intact says whether the files are those that were written.
+func (c *Catalog) intact(l *local) error {
+	for name, want := range l.rec.Files {
+		have, _, err := printOf(filepath.Join(c.dir(l), name))
+		if err != nil {
+			return fmt.Errorf("a file of the snapshot: %w", err)
+		}
+		if have.Size != want.Size {
+			return fmt.Errorf("a file of the snapshot, %s, has %d bytes instead of %d", name, have.Size, want.Size)
+		}
+		if have != want {
+			return fmt.Errorf("a file of the snapshot, %s, was changed", name)
+		}
+	}
+	return nil
+}
+
+// recover takes over the copies of an earlier process, and removes those that
+// it did not finish.
+func (c *Catalog) recover(ctx context.Context) error {
+	records, err := c.cfg.Journal.List(ctx, kindCopy)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, r := range records {
+		known[r.ID] = true
+		l := &local{name: r.ID}
+		if !plainName(l.name) {
+			continue // never ours
+		}
+		if err := json.Unmarshal(r.Data, &l.rec); err != nil {
+			c.cfg.Log.Warn("record of a snapshot's files", "id", r.ID, "error", err)
+		}
+		if l.rec.Whole && (l.rec.Synced || l.rec.Boot == c.boot) {
+			err := c.intact(l)
+			if err == nil {
+				c.adopt(l)
+				continue
+			}
+			c.metrics.restores.WithLabelValues("damaged").Inc()
+			c.tell(l.rec.Manifest.Labels, ReasonDamaged, err)
+		}
+		c.remove(l)
+	}
+	entries, err := os.ReadDir(c.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !known[e.Name()] {
+			if err := os.RemoveAll(filepath.Join(c.cfg.Dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				c.cfg.Log.Warn("remove what is no snapshot's", "error", err)
+			}
+		}
+	}
+	return nil
+}
+
+// adopt makes a copy from before the start that of its key, the newest if
+// there are several.
+func (c *Catalog) adopt(l *local) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, hasSet := l.rec.Manifest.Layer(roleWorkingSet)
+	l.unstored = l.rec.Snapshot.IsZero() || l.rec.WorkingSet != "" && !hasSet
+	c.copies[l.name] = l
+	e := c.key(l.rec.Manifest.Labels[LabelKey])
+	if e.copy == nil {
+		e.copy = l
+		return
+	}
+	old := e.copy
+	if old.rec.Manifest.Created.After(l.rec.Manifest.Created) {
+		old, l = l, old
+	}
+	e.copy = l
+	c.drop(old)
+}

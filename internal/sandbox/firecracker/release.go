@@ -1,0 +1,59 @@
+package firecracker
+
+import (
+	_ "embed"
+	"fmt"
+	"strings"
+)
+
+//go:embed version.txt
+var pinned string
+
+// Release is a release of Firecracker, for x86_64.
+type Release struct {
+	Version string // with its "v"
+	SHA256  string // of the archive, in hexadecimal digits
+}
+
+// Pinned is the release that this driver is written and tested against.
+func Pinned() Release {
+	r, err := parseRelease(pinned)
+	if err != nil {
+		return Release{} // a test sees to it that it is not
+	}
+	return r
+}
+
+// parseRelease reads version.txt.
+func parseRelease(text string) (Release, error) {
+	var r Release
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 0 || strings.HasPrefix(f[0], "#"):
+		case len(f) != 2:
+			return r, fmt.Errorf("version.txt: %q is not a word and a value", line)
+		case f[0] == "version":
+			r.Version = f[1]
+		case f[0] == "x86_64":
+			r.SHA256 = f[1]
+		}
+	}
+	if !strings.HasPrefix(r.Version, "v") || len(r.SHA256) != 64 {
+		return r, fmt.Errorf("version.txt: version or x86_64 is missing")
+	}
+	return r, nil
+}
+
+// Archive is the name of the release's archive.
+func (r Release) Archive() string { return "firecracker-" + r.Version + "-x86_64.tgz" }
+
+// URL is where the archive is published.
+func (r Release) URL() string {
+	return "https://github.com/firecracker-microvm/firecracker/releases/download/" + r.Version + "/" + r.Archive()
+}
+
+// Member is the path of a program, such as "jailer", in the archive.
+func (r Release) Member(program string) string {
+	return "release-" + r.Version + "-x86_64/" + program + "-" + r.Version + "-x86_64"
+}

@@ -1,0 +1,168 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/skep-dev/skep/internal/agent"
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/firecracker/fcapi"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
+)
+
+var _ sandbox.Snapshotter = (*Driver)(nil)
+
+// restoreModes are the ways to restore.
+var restoreModes = []sandbox.RestoreMode{sandbox.RestorePager, sandbox.RestoreMap, sandbox.RestoreHint}
+
+// restoreMode is what is asked for, or what suits the image best: memory that
+// is in one file is mapped, if it is not known what will be needed of it.
+func (d *Driver) restoreMode(r sandbox.Restore) (sandbox.RestoreMode, error) {
+	pagerOnly := d.conf.HugePages || r.Record
+	switch {
+	case len(r.Image.Dirs) == 0:
+		return "", errors.New("restore: the image has no folder")
+	case r.Mode == "" && (pagerOnly || r.Image.WorkingSet != "" || len(r.Image.Dirs) > 1):
+		return sandbox.RestorePager, nil
+	case r.Mode == "":
+		return sandbox.RestoreMap, nil
+	case !slices.Contains(restoreModes, r.Mode):
+		return "", fmt.Errorf("restore mode %q: %w", r.Mode, sandbox.ErrUnsupported)
+	case pagerOnly && r.Mode != sandbox.RestorePager:
+		return "", fmt.Errorf("restore mode %q with huge pages, or with a recording: %w", r.Mode, sandbox.ErrUnsupported)
+	}
+	return r.Mode, nil
+}
+
+// Prepare starts a monitor and loads the snapshot into it, up to the point
+// where the processor would go on.
+func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Restore) (sandbox.Sandbox, error) {
+	if err := check(spec); err != nil {
+		return nil, err
+	}
+	mode, err := d.restoreMode(r)
+	if err != nil {
+		return nil, fmt.Errorf("firecracker: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	b := d.newBox(spec)
+	if err := d.restore(ctx, b, r, mode); err != nil {
+		return nil, d.discard(ctx, b, err)
+	}
+	if r.Record {
+		return &recordedBox{b}, nil
+	}
+	return b, nil
+}
+
+// restore fills in b, as far as it gets.
+func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sandbox.RestoreMode) error {
+	begin := time.Now()
+	version, err := d.firecrackerVersion(ctx)
+	if err != nil {
+		return err
+	}
+	saved, state, err := readMachine(&r.Image)
+	if err != nil {
+		return err
+	}
+	now, err := d.describe(b, version)
+	if err != nil {
+		return err
+	}
+	if err := saved.fits(&now); err != nil {
+		return err
+	}
+	b.from, b.newDisks = saved, saved.newDisks(&now)
+	if b.image, err = openImage(r.Image, saved.MemoryMiB*mib); err != nil {
+		return err
+	}
+	load := fcapi.SnapshotLoad{
+		StatePath: statePath, TrackDirtyPages: d.tracks(),
+		NetworkOverrides: []fcapi.NetworkOverride{{ID: netCard, Device: b.Spec.Link.Interface}},
+	}
+	if b.jail, err = newJail(b.Spec.Dir, d.program, b.Spec.ID, microvm.UID(b.Spec.ID)); err != nil {
+		return err
+	}
+	if err := b.jail.give(statePath, state); err != nil {
+		return err
+	}
+	var binds []bind
+	if mode == sandbox.RestorePager {
+		load.Memory = &fcapi.MemoryBackend{Type: fcapi.BackendUFFD, Path: pagerSocket}
+	} else {
+		load.Memory = &fcapi.MemoryBackend{Type: fcapi.BackendFile, Path: memoryPath}
+		if binds, err = d.mapMemory(ctx, b, r, mode); err != nil {
+			return err
+		}
+	}
+	if err := d.prepareMonitor(ctx, b, binds); err != nil {
+		return err
+	}
+	b.AddPhases(sandbox.Phase{Name: "vmm", Took: time.Since(begin)})
+	begin = time.Now()
+	if mode == sandbox.RestorePager {
+		if b.paging, err = b.servePages(ctx, r); err != nil {
+			return err
+		}
+	}
+	if err := b.vm.api.LoadSnapshot(ctx, load); err != nil {
+		return fmt.Errorf("%w; %w", err, b.vm.Explain())
+	}
+	if b.newDisks {
+		// So that the guest learns of other sizes.
+		for i := range b.Spec.Disks {
+			if err := b.vm.api.PatchDrive(ctx, fcapi.DriveUpdate{ID: fmt.Sprintf("disk%d", i), Path: diskPath(i)}); err != nil {
+				return err
+			}
+		}
+	}
+	b.AddPhases(sandbox.Phase{Name: "load", Took: time.Since(begin)})
+	return nil
+}
+
+// mapMemory puts one file with the memory into the jail: that of the image if
+// it is one, or else a copy.
+func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore, mode sandbox.RestoreMode) ([]bind, error) {
+	if len(b.image.files) > 1 {
+		path := b.jail.path(memoryPath)
+		if err := b.image.flatten(ctx, path); err != nil {
+			return nil, err
+		}
+		return nil, os.Chown(path, b.jail.uid, b.jail.uid)
+	}
+	// The monitor opens it as a user of its own. What keeps others away is its
+	// folder.
+	f := b.image.files[0]
+	info, err := f.Stat()
+	if err == nil && info.Mode()&0o004 == 0 {
+		err = f.Chmod(info.Mode().Perm() | 0o044)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if mode == sandbox.RestoreHint && r.Image.WorkingSet != "" {
+		if err := hint(f, r.Image.WorkingSet); err != nil {
+			return nil, err
+		}
+	}
+	return []bind{{filepath.Join(r.Image.Dirs[0], sandbox.FileMemory), memoryPath}}, nil
+}
+
+// Start starts the function's process, or has a prepared machine go on, and
+// limits the processor.
+func (b *box) Start(ctx context.Context) error {
+	if b.from == nil {
+		return b.Box.Start(ctx)
+	}
+	return b.Resume(ctx, agent.Token(b.from.Token), b.from.Marks, b.newDisks, func(ctx context.Context) error {
+		return b.vm.api.SetState(ctx, fcapi.Resumed)
+	})
+}

@@ -1,0 +1,92 @@
+package microvm
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+
+	"github.com/skep-dev/skep/internal/agent"
+)
+
+// Bounds of what is kept of a guest's console.
+const (
+	consoleLines = 40
+	consoleLine  = 512 // bytes of a line
+)
+
+// Console reads what the guest's kernel and agent print: to learn that the
+// agent listens, and to explain why a guest ended.
+type Console struct {
+	ready chan struct{} // closed when the agent listens
+	done  chan struct{} // closed at the end
+
+	mu    sync.Mutex
+	lines []string
+}
+
+// ReadConsole reads r to its end, and closes it.
+func ReadConsole(r io.ReadCloser) *Console {
+	c := &Console{ready: make(chan struct{}), done: make(chan struct{})}
+	go c.read(r)
+	return c
+}
+
+// Ready is closed when the agent has said that it listens.
+func (c *Console) Ready() <-chan struct{} { return c.ready }
+
+// Done is closed when all has been read.
+func (c *Console) Done() <-chan struct{} { return c.done }
+
+func (c *Console) read(r io.ReadCloser) {
+	defer close(c.done)
+	defer r.Close() //nolint:errcheck // read end of a pipe
+	br := bufio.NewReaderSize(r, consoleLine)
+	isReady := false
+	for {
+		line, err := br.ReadSlice('\n')
+		if text := strings.TrimSpace(string(line)); text != "" {
+			if text == agent.ReadyMessage {
+				if !isReady {
+					isReady = true
+					close(c.ready)
+				}
+			} else {
+				c.add(text)
+			}
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return
+		}
+	}
+}
+
+func (c *Console) add(line string) {
+	// It goes to logs and terminals.
+	line = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(line, "?"))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.lines) == consoleLines {
+		c.lines = append(c.lines[:0], c.lines[1:]...)
+	}
+	c.lines = append(c.lines, line)
+}
+
+// Tail returns the last lines, in one.
+func (c *Console) Tail() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// What says why: the agent's own words, or a panic's first line.
+	for _, l := range c.lines {
+		if strings.Contains(l, agent.FailedMessage) || strings.Contains(l, "Kernel panic") {
+			return l
+		}
+	}
+	return strings.Join(c.lines[max(0, len(c.lines)-5):], " | ")
+}

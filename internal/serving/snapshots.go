@@ -1,0 +1,102 @@
+package serving
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	v1 "knative.dev/serving/pkg/apis/serving/v1"
+
+	"github.com/skep-dev/skep/internal/node/snapshots"
+)
+
+// Annotations of a revision template about snapshots. docs/snapshots.md tells
+// of them at length.
+const (
+	// SnapshotPolicyAnnotation says when a snapshot is made: off, after-ready,
+	// after-first-response, after-n=N or at-scale-down.
+	SnapshotPolicyAnnotation = "skep.dev/snapshot-policy"
+	// SnapshotRestoreAnnotation says how instances are restored: auto, off or
+	// a restore mode of the driver.
+	SnapshotRestoreAnnotation = "skep.dev/snapshot-restore"
+	// SnapshotPoolAnnotation says how many sandboxes are kept prepared: a
+	// number or auto.
+	SnapshotPoolAnnotation = "skep.dev/snapshot-pool"
+	// BeforePathAnnotation and AfterPathAnnotation are paths that the function
+	// is sent a POST of before a snapshot is made, and after a restore.
+	BeforePathAnnotation = "skep.dev/snapshot-before-path"
+	AfterPathAnnotation  = "skep.dev/snapshot-after-path"
+	// BeforeSignalAnnotation and AfterSignalAnnotation are signals that it is
+	// sent then, such as SIGUSR2.
+	BeforeSignalAnnotation = "skep.dev/snapshot-before-signal"
+	AfterSignalAnnotation  = "skep.dev/snapshot-after-signal"
+	// HookTimeoutAnnotation is how long it may take to answer.
+	HookTimeoutAnnotation = "skep.dev/snapshot-hook-timeout"
+)
+
+// snapshots reads the annotations about snapshots.
+func (p *plan) snapshots(r *v1.Revision, _ *corev1.Container, d Defaults) error {
+	o, err := snapshotOptions(r.Annotations, d.Snapshot)
+	p.fleet.Launch.Snapshot = o
+	return err
+}
+
+func snapshotOptions(annotations map[string]string, o snapshots.Options) (_ snapshots.Options, err error) {
+	for _, a := range []struct {
+		name string
+		read func(string) error
+	}{
+		{SnapshotPolicyAnnotation, func(s string) (err error) {
+			o.Policy, err = snapshots.ParsePolicy(s)
+			o.Must = true
+			return err
+		}},
+		{SnapshotRestoreAnnotation, func(s string) (err error) {
+			o.Mode, o.Restore, err = snapshots.ParseMode(s)
+			o.Must = o.Must || o.Mode != ""
+			return err
+		}},
+		{SnapshotPoolAnnotation, func(s string) (err error) { o.Pool, err = snapshots.ParsePool(s); return err }},
+		{BeforePathAnnotation, func(s string) (err error) { o.Before.Path, err = snapshots.ParsePath(s); return err }},
+		{AfterPathAnnotation, func(s string) (err error) { o.After.Path, err = snapshots.ParsePath(s); return err }},
+		{BeforeSignalAnnotation, func(s string) (err error) { o.Before.Signal, err = snapshots.ParseSignal(s); return err }},
+		{AfterSignalAnnotation, func(s string) (err error) { o.After.Signal, err = snapshots.ParseSignal(s); return err }},
+		{HookTimeoutAnnotation, func(s string) error {
+			t, err := time.ParseDuration(s)
+			if err != nil || t <= 0 || t > snapshots.MaxHookTimeout {
+				return fmt.Errorf("%q is not a duration such as 5s, of at most %s", s, snapshots.MaxHookTimeout)
+			}
+			o.Before.Timeout, o.After.Timeout = t, t
+			return nil
+		}},
+	} {
+		if v, ok := annotations[a.name]; ok {
+			if err := a.read(v); err != nil {
+				return o, fmt.Errorf("spec.template.metadata.annotations.%s: %w", a.name, err)
+			}
+		}
+	}
+	return o, nil
+}
+
+// ValidateAnnotations checks Skep's own annotations of a revision template.
+// The error names the annotation.
+func ValidateAnnotations(annotations map[string]string) error {
+	const in = "spec.template.metadata.annotations."
+	if _, err := snapshotOptions(annotations, snapshots.Options{}); err != nil {
+		return err
+	}
+	if v, ok := annotations[EgressAnnotation]; ok {
+		if _, err := strconv.ParseBool(v); err != nil {
+			return fmt.Errorf("%s%s: %q is neither true nor false", in, EgressAnnotation, v)
+		}
+	}
+	if v, ok := annotations[DiskAnnotation]; ok {
+		if q, err := resource.ParseQuantity(v); err != nil || q.Value() < 1<<20 {
+			return fmt.Errorf("%s%s: %q is not a quantity of at least 1Mi", in, DiskAnnotation, v)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,90 @@
+package controller
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const example = `
+allow_network: false
+firerunner_path: ./firerunner
+kernel_path: ./vmlinux
+runtimefs_dir: ./runtimefs/
+appfs_dir: ./appfs/
+snapshot_dir: ./snapshot/
+functions:
+  hello: {network: false, runtimefs: python3.ext4, appfs: hello.ext2, vcpus: 1, memory: 128,
+          concurrency_limit: 600, load_dir: "python3,hello", copy_base: false, copy_diff: true, load_ws: false}
+  plain_one: {runtimefs: /abs/python3.ext4}
+`
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "c.yaml")
+	if err := os.WriteFile(path, []byte(example), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.KernelPath != dir+"/vmlinux" || c.FirerunnerPath != dir+"/firerunner" {
+		t.Errorf("%+v", c)
+	}
+	m := c.Functions["hello"].Machine("hello", "/empty")
+	if m.Rootfs != dir+"/runtimefs/python3.ext4" || m.App != dir+"/appfs/hello.ext2" ||
+		strings.Join(m.Load.Dirs, ",") != dir+"/snapshot/python3,"+dir+"/snapshot/hello" || !m.Load.CopyDiff || m.Load.CopyBase {
+		t.Errorf("%+v", m)
+	}
+	if err := m.Validate(); err != nil {
+		t.Error(err)
+	}
+	f := c.Functions["plain_one"]
+	m = f.Machine("plain_one", "/empty")
+	if m.App != "/empty" || m.Rootfs != "/abs/python3.ext4" || m.MemoryMiB != 128 || m.VCPUs != 1 || f.ConcurrencyLimit != 1 || m.Hostname != "plain-one" {
+		t.Errorf("%+v, %+v", f, m)
+	}
+	if _, err := Load(dir + "/none.yaml"); err == nil {
+		t.Error("no error for a file that is not there")
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for _, test := range []struct{ in, want string }{
+		{"", "there are none"},
+		{"functions: [", "yaml"},
+		{"colour: red\nfunctions: {a: {runtimefs: x}}", "colour"},
+		{"functions: {a: {runtime: x}}", "runtime"},
+		{"functions: {a: {appfs: x}}", "a: runtimefs: must be set"},
+		{"functions: {a: {runtimefs: x, network: true}}", "allow_network is false"},
+		{"functions: {a: {runtimefs: x, concurrency_limit: -1}}", "concurrency_limit"},
+		{"functions: {a: {runtimefs: x, memory: -1}}", "memory"},
+		{"functions: {a: {runtimefs: x, memory: lots}}", "memory"},
+		{"functions: {../a: {runtimefs: x}}", "a name is of letters"},
+		{strings.Repeat("#", maxConfig+1), "larger than"},
+	} {
+		if _, err := Parse([]byte(test.in)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%.50q: %v, want %q", test.in, err, test.want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(example))
+	f.Add([]byte("functions: {a: {runtimefs: x, load_dir: ',,'}}"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		c, err := Parse(in)
+		if err != nil {
+			return
+		}
+		c.resolve("/dir")
+		for name, fn := range c.Functions {
+			m := fn.Machine(name, "/empty")
+			if !filepath.IsAbs(m.Rootfs) || !filepath.IsAbs(m.App) || m.VCPUs == 0 {
+				t.Errorf("%q: %+v", in, m)
+			}
+		}
+	})
+}

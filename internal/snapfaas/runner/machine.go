@@ -1,0 +1,343 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/snapfaas/guest"
+	"github.com/skep-dev/skep/internal/snapfaas/images"
+	"github.com/skep-dev/skep/internal/snapfaas/snapdir"
+)
+
+// machine is the one that a child owns.
+type machine struct {
+	driver sandbox.Driver
+	conf   *Config
+	spec   *sandbox.Spec
+	box    sandbox.Sandbox
+	conn   *guest.Conn
+	loaded *snapdir.Snapshot // nil if booted
+	record bool              // the first request is still to be recorded
+	ready  Ready
+}
+
+// boot starts a machine up to where it takes requests, or has been saved and
+// is not wanted any more.
+func boot(ctx context.Context, d sandbox.Driver, c *Config) (_ *machine, err error) {
+	m := &machine{driver: d, conf: c}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.stop(ctx))
+		}
+	}()
+	if c.Dump.Dir != "" {
+		if st, err := os.Stat(c.Dump.Dir); err != nil {
+			return nil, fmt.Errorf("--dump_dir: %w (it must exist: mkdir -p %s)", err, c.Dump.Dir)
+		} else if !st.IsDir() {
+			return nil, fmt.Errorf("--dump_dir: %s is not a folder", c.Dump.Dir)
+		}
+	}
+	m.spec = &sandbox.Spec{
+		ID: c.State.ID, Dir: c.State.Dir, Cgroup: c.State.Cgroup, Link: c.Link,
+		Rootfs: c.Rootfs, Disks: []string{c.App}, Hostname: c.Hostname,
+		Process:   sandbox.Process{Args: []string{images.RuntimePath}},
+		Resources: sandbox.Resources{MemoryBytes: c.MemoryMiB << 20, CPUMillis: 1000 * c.VCPUs},
+		Stdout:    os.Stderr, Stderr: os.Stderr,
+	}
+	if len(c.Load.Dirs) > 0 {
+		err = m.restore(ctx)
+	} else {
+		err = m.create(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := m.phase("guest connected", func() error { return m.connect(ctx) }); err != nil {
+		return nil, err
+	}
+	if c.Dump.Dir != "" && (c.Dump.Point == m.conn.Point() || m.conn.Point() == guest.App) {
+		if err := m.save(ctx); err != nil || c.Dump.Exit {
+			return m, err
+		}
+	}
+	if m.conn.Point() == guest.App {
+		return m, nil
+	}
+	if err := m.phase("app loaded", func() error { return m.loadApp(ctx) }); err != nil {
+		return nil, err
+	}
+	if c.Dump.Dir != "" && c.Dump.Point == guest.App {
+		return m, m.save(ctx)
+	}
+	return m, nil
+}
+
+// phase times one step.
+func (m *machine) phase(name string, do func() error) error {
+	begin := time.Now()
+	err := do()
+	m.ready.Phases = append(m.ready.Phases, Phase{name, time.Since(begin)})
+	return err
+}
+
+func (m *machine) create(ctx context.Context) error {
+	return m.phase("VM creation", func() (err error) {
+		if m.box, err = m.driver.Create(ctx, m.spec); err != nil {
+			return err
+		}
+		return m.box.Start(ctx)
+	})
+}
+
+// restore brings a snapshot back.
+func (m *machine) restore(ctx context.Context) error {
+	s, ok := m.driver.(sandbox.Snapshotter)
+	if !ok || !m.driver.Capabilities().Snapshot {
+		return fmt.Errorf("--load_dir: the driver %s has no snapshots", m.driver.Name())
+	}
+	var err error
+	if m.loaded, err = snapdir.Open(m.conf.Load.Dirs...); err != nil {
+		return err
+	}
+	self, err := m.describe(ctx)
+	if err != nil {
+		return err
+	}
+	if err := m.loaded.Fits(self); err != nil {
+		return err
+	}
+	r, err := m.plan()
+	if err != nil {
+		return err
+	}
+	err = m.phase("VM creation", func() (err error) {
+		m.box, err = s.Prepare(ctx, m.spec, r)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	m.record = r.Record
+	return m.phase("restore memory", func() error { return m.box.Start(ctx) })
+}
+
+// describe says what a snapshot of this machine needs.
+func (m *machine) describe(ctx context.Context) (snapdir.Machine, error) {
+	s, ok := m.driver.(sandbox.Snapshotter)
+	if !ok {
+		return snapdir.Machine{}, fmt.Errorf("the driver %s has no snapshots", m.driver.Name())
+	}
+	compat, err := s.Compatibility(ctx, m.spec)
+	if err != nil {
+		return snapdir.Machine{}, err
+	}
+	root, err := snapdir.Fingerprint(m.spec.Rootfs)
+	if err != nil {
+		return snapdir.Machine{}, fmt.Errorf("--rootfs: %w", err)
+	}
+	return snapdir.Machine{MemoryMiB: m.conf.MemoryMiB, VCPUs: m.conf.VCPUs, Rootfs: root, Driver: compat}, nil
+}
+
+// plan translates SnapFaaS's flags for the driver: lazy is its mapping of the
+// base's file, onto which diffs are always copied; eager is a copy of all.
+func (m *machine) plan() (sandbox.Restore, error) {
+	l, caps := m.conf.Load, m.driver.Capabilities()
+	r := sandbox.Restore{Record: m.conf.Dump.WorkingSet != ""}
+	wanted := []sandbox.RestoreMode{sandbox.RestoreMap}
+	switch {
+	case r.Record && !caps.OnDemandMemory:
+		return r, fmt.Errorf("--dump_ws: the driver %s cannot tell which pages are touched", m.driver.Name())
+	case r.Record:
+		wanted = nil // the driver knows how it records
+	case l.CopyBase:
+		wanted = []sandbox.RestoreMode{sandbox.RestoreEager}
+		if l.WorkingSet {
+			m.note("--load_ws: all memory is loaded ahead anyway, by --copy_base")
+		}
+	case l.WorkingSet:
+		wanted = []sandbox.RestoreMode{sandbox.RestoreHint, sandbox.RestorePager, sandbox.RestoreEager}
+	case len(l.Dirs) > 1 && !l.CopyDiff:
+		m.note("diffs are always copied, as with --copy_diff")
+	}
+	for _, mode := range wanted {
+		if slices.Contains(caps.RestoreModes, mode) {
+			r.Mode = mode
+			break
+		}
+	}
+	if r.Mode == "" && wanted != nil {
+		m.note(fmt.Sprintf("the driver %s cannot restore by %s, it does so in its own way", m.driver.Name(), wanted[0]))
+	}
+	var err error
+	r.Image, err = m.loaded.Image(l.WorkingSet && !l.CopyBase)
+	return r, err
+}
+
+func (m *machine) note(s string) { m.ready.Notes = append(m.ready.Notes, s) }
+
+// connect connects to the runtime.
+func (m *machine) connect(ctx context.Context) error {
+	conn, err := m.dial(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the guest's runtime: %w", m.explain(err))
+	}
+	m.conn, err = guest.Open(ctx, conn)
+	return m.explain(err)
+}
+
+// dial waits until the runtime listens.
+func (m *machine) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() { // a runtime that ends, as for want of its program, never listens
+		if exit, err := m.box.Wait(ctx); err == nil {
+			cancel(fmt.Errorf("it ended with code %d: %s", exit.Code, exit.Reason))
+		}
+	}()
+	if w, ok := m.box.(sandbox.PortWaiter); ok && m.loaded == nil {
+		if err := w.WaitPort(ctx, guest.Port); err != nil {
+			return nil, errors.Join(err, context.Cause(ctx))
+		}
+	}
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		conn, err := m.box.Dial(ctx, guest.Port)
+		if err == nil {
+			return conn, nil
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil, errors.Join(err, context.Cause(ctx))
+		case <-t.C:
+		}
+	}
+}
+
+// explain adds how the runtime ended, if it has, to an error.
+func (m *machine) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if exit, werr := m.box.Wait(ctx); werr == nil {
+		why := fmt.Sprintf("the guest's runtime has ended with code %d %s", exit.Code, exit.Reason)
+		if exit.OOMKilled {
+			why = fmt.Sprintf("the guest ran out of memory: %d MB are not enough (--mem_size)", m.conf.MemoryMiB)
+		}
+		return fmt.Errorf("%s: %w", why, err)
+	}
+	return err
+}
+
+// mounter is a sandbox that can mount a disk of its Spec, read-only, while it
+// runs: EROFS, and ext2 to ext4.
+type mounter interface {
+	Mount(ctx context.Context, disk int, target string) error
+}
+
+// loadApp mounts the app's disk and has it imported.
+func (m *machine) loadApp(ctx context.Context) error {
+	d, ok := m.box.(mounter)
+	if !ok {
+		return fmt.Errorf("the driver %s cannot mount the app's disk", m.driver.Name())
+	}
+	if err := d.Mount(ctx, 0, guest.AppDir); err != nil {
+		return fmt.Errorf("--appfs: %w", m.explain(err))
+	}
+	return m.explain(m.conn.LoadApp(ctx))
+}
+
+// save writes a snapshot of the machine, without a connection in it.
+func (m *machine) save(ctx context.Context) error {
+	saver, ok := m.box.(sandbox.Saver)
+	if !ok {
+		return fmt.Errorf("--dump_dir: the driver %s has no snapshots", m.driver.Name())
+	}
+	self, err := m.describe(ctx)
+	if err != nil {
+		return err
+	}
+	meta := snapdir.Meta{ID: sandbox.NewID(), Point: m.conn.Point(), Machine: self}
+	if m.loaded != nil && m.driver.Capabilities().LayeredSnapshot {
+		meta.Base = m.loaded.ID
+	} else if m.loaded != nil {
+		m.note(fmt.Sprintf("the driver %s has no diffs: the snapshot is whole", m.driver.Name()))
+	}
+	conn := m.conn
+	m.conn = nil
+	if err := conn.Close(ctx); err != nil {
+		return m.explain(err)
+	}
+	err = m.phase("snapshot saved", func() error {
+		return snapdir.Write(m.conf.Dump.Dir, meta, func(dir string) error {
+			return saver.Save(ctx, sandbox.SaveOptions{Dir: dir, Diff: meta.Base != ""})
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("save a snapshot: %w", m.explain(err))
+	}
+	m.ready.Point = meta.Point
+	if m.conf.Dump.Exit {
+		return nil
+	}
+	return m.connect(ctx)
+}
+
+// request hands a payload to the app. The error is a *guest.AppError if the
+// machine can take another.
+func (m *machine) request(ctx context.Context, payload []byte) ([]byte, error) {
+	if m.conn == nil {
+		return nil, errors.New("the machine is not up any more")
+	}
+	reply, err := m.conn.Request(ctx, payload)
+	var app *guest.AppError
+	if err != nil && !errors.As(err, &app) {
+		return nil, m.explain(err)
+	}
+	if m.record {
+		m.record = false
+		if rerr := m.recorded(ctx); rerr != nil {
+			return nil, fmt.Errorf("--dump_ws: %w", rerr)
+		}
+	}
+	return reply, err
+}
+
+// recorded writes what the first request has touched.
+func (m *machine) recorded(ctx context.Context) error {
+	r, ok := m.box.(sandbox.Recorder)
+	if !ok {
+		return errors.New("the machine does not record")
+	}
+	path := filepath.Join(m.conf.Dump.WorkingSet, snapdir.WorkingSet)
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := r.Recorded(ctx, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// stop ends the machine.
+func (m *machine) stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if m.conn != nil {
+		_ = m.conn.Abort()
+	}
+	if m.box == nil {
+		return nil
+	}
+	return m.box.Destroy(ctx)
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/skep-dev/skep/internal/sandbox/qemu"
+	"github.com/skep-dev/skep/test/kvmlab/lab"
+)
+
+// args is QEMU's command line. One processor: with two, one run in four hangs.
+func (m *machine) args(o options, nonce string) []string {
+	params := []string{
+		"console=ttyS0", "quiet", "loglevel=4", "reboot=t", "panic=-1", "cryptomgr.notests", "mitigations=off",
+		"audit=0", "nowatchdog", "pci=off", "ipv6.disable_ipv6=1", "random.trust_cpu=on",
+		fmt.Sprintf("tsc_early_khz=%d", qemu.TSCKHz()), lab.NonceParam + "=" + nonce,
+	}
+	return []string{
+		"-M", "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on",
+		"-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm", "-smp", "1", "-m", fmt.Sprint(o.memory),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-kernel", m.kernel, "-initrd", m.initrd,
+		"-drive", "id=root,file=" + m.rootImage() + ",format=raw,if=none,readonly=on",
+		"-device", "virtio-blk-device,drive=root",
+		"-drive", "id=scratch,file=" + m.scratch() + ",format=raw,if=none,cache=unsafe",
+		"-device", "virtio-blk-device,drive=scratch",
+		"-append", strings.Join(params, " "),
+	}
+}
+
+// boot runs one machine to its end, and returns the exit codes of the jobs
+// that ended. An error means that the machine did not get to its end.
+func (m *machine) boot(ctx context.Context, o options) (map[string]int, error) {
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	nonce := hex.EncodeToString(b[:])
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	if err := m.makeScratch(ctx); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, m.qemu, m.args(o, nonce)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = 5 * time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	hung := time.AfterFunc(o.quiet, func() { _ = cmd.Process.Kill() })
+	w := watcher{nonce: nonce, verbose: o.verbose, out: os.Stdout, began: time.Now(), results: map[string]int{}}
+	br := bufio.NewReaderSize(out, 64<<10)
+	for {
+		line, err := br.ReadSlice('\n')
+		if len(line) > 0 {
+			hung.Reset(o.quiet)
+			w.line(string(line))
+		}
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			break
+		}
+	}
+	alive := hung.Stop()
+	err = cmd.Wait()
+	switch {
+	case w.ended:
+		return w.results, nil
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case !alive:
+		err = fmt.Errorf("the machine has said nothing for %s", o.quiet)
+	case err == nil:
+		err = errors.New("the machine stopped")
+	}
+	w.flush()
+	return w.results, fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+}
+
+// scratchBytes is the size of the machine's /tmp: a disk, as what is written to
+// a file system in memory counts as the writer's memory.
+const scratchBytes = 8 << 30
+
+func (m *machine) scratch() string { return filepath.Join(m.dir, "scratch") }
+
+// makeScratch makes an empty file system, sparse.
+func (m *machine) makeScratch(ctx context.Context) error {
+	f, err := os.Create(m.scratch())
+	if err == nil {
+		err = errors.Join(f.Truncate(scratchBytes), f.Close())
+	}
+	if err != nil {
+		return err
+	}
+	mkfs := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", m.scratch())
+	mkfs.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if out, err := mkfs.CombinedOutput(); err != nil {
+		return fmt.Errorf("mkfs.ext4: %w: %s (the package e2fsprogs brings it)", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// watcher reads the console. What a job says is kept until it has ended: of
+// one that passes only the results are shown.
+type watcher struct {
+	nonce   string
+	verbose bool
+	out     io.Writer
+	began   time.Time
+	kept    []string
+	ended   bool
+	results map[string]int
+}
+
+// keep bounds the lines of a job that are kept.
+const keep = 20000
+
+func (w *watcher) line(s string) {
+	mark, ok := lab.ParseMark(s, w.nonce)
+	switch {
+	case !ok && w.verbose:
+		_, _ = io.WriteString(w.out, s)
+	case !ok:
+		if len(w.kept) < keep {
+			w.kept = append(w.kept, s)
+		}
+	case mark.Kind == lab.MarkExit:
+		w.results[mark.Job] = mark.Code
+		if mark.Code != 0 {
+			w.flush()
+		}
+		for _, l := range w.kept {
+			if t := strings.TrimSpace(l); strings.HasPrefix(t, "--- ") || strings.HasPrefix(t, "ok") {
+				_, _ = fmt.Fprintf(w.out, "%s: %s\n", mark.Job, t)
+			}
+		}
+		w.kept = nil
+		_, _ = fmt.Fprintf(w.out, "kvmlab: %s: exit %d\n", mark.Job, mark.Code)
+	case mark.Kind == lab.MarkTick && w.verbose:
+		_, _ = fmt.Fprintf(w.out, "kvmlab: alive after %s\n", time.Since(w.began).Round(time.Second))
+	case mark.Kind == lab.MarkEnd:
+		w.ended = true
+	}
+}
+
+// flush shows what is kept.
+func (w *watcher) flush() {
+	for _, l := range w.kept {
+		_, _ = io.WriteString(w.out, l)
+	}
+	w.kept = nil
+}
