@@ -27,7 +27,7 @@ type paging struct {
 	source *migration.Source
 	memory *os.File // empty: what is private in its mapping is the guest's
 	cancel context.CancelFunc
-	served chan error // Serve's result, once
+	served chan error  // Serve's result, once
 	record atomic.Bool // Recorded was not called
 }
 
