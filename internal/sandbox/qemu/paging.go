@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -26,8 +27,8 @@ type paging struct {
 	source *migration.Source
 	memory *os.File // empty: what is private in its mapping is the guest's
 	cancel context.CancelFunc
-	served chan error // Serve's result, once
-	record bool
+	served chan error  // Serve's result, once
+	record atomic.Bool // Recorded was not called
 }
 
 // recording is a box that was prepared with Restore.Record.
@@ -41,7 +42,7 @@ func (r recording) Recorded(ctx context.Context, path string) error {
 		return err
 	}
 	p := r.image.paging
-	if !p.record {
+	if !p.record.CompareAndSwap(true, false) {
 		return fmt.Errorf("qemu: sandbox %s: recorded already: %w", r.spec.ID, sandbox.ErrUnsupported)
 	}
 	if err := pager.WriteWorkingSet(ctx, path, p.source.StopRecording(), r.image.source); err != nil {
@@ -83,7 +84,8 @@ func (b *box) newPaging(r sandbox.Restore, devices []byte) (theirs *os.File, err
 		}
 		cfg.WorkingSet = b.image.workingSet
 	}
-	p := &paging{record: r.Record}
+	p := &paging{}
+	p.record.Store(r.Record)
 	if p.memory, err = newMemory(size); err != nil {
 		return nil, err
 	}

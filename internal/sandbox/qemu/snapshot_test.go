@@ -219,7 +219,10 @@ func TestStall(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	l := newLab(ctx, t)
-	spec := l.spec(ctx, "stall", "/guest", "46")
+	spec := l.spec(ctx, "stall", "/dev/vdb", "38")
+	disk := filepath.Join(t.TempDir(), "disk")
+	writeFile(t, disk, "", 28<<20)
+	spec.Disks = []string{disk}
 	spec.Resources.MemoryBytes = 48 << 20
 	sb := l.boot(ctx, spec)
 	e, err := sb.Wait(ctx)
