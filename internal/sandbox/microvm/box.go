@@ -81,9 +81,7 @@ func New(driver string, spec *sandbox.Spec) *Box {
 		Driver: driver, Spec: &s, Resources: ocispec.Defaults(spec.Resources),
 		destroying: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
-	b.link = newLink(func(ctx context.Context) (*agent.Client, error) {
-		return agent.Connect(ctx, b.Dialer(agent.Port), b.token)
-	})
+	b.link = newLink(b.connectAgent)
 	b.link.hold() // until there is an agent
 	return b
 }
@@ -138,6 +136,32 @@ func (b *Box) Connect(ctx context.Context) (time.Duration, error) {
 		conf.Dns = append(conf.Dns, ip.String())
 	}
 	return time.Duration(pong.ReadyMicros) * time.Microsecond, c.Configure(ctx, conf)
+}
+
+// connectTimeout is how long the agent of a machine that lives may take to
+// take a connection in: it gives up on each after a few seconds, in which a
+// busy host may not bring in the pages that it needs for that.
+const connectTimeout = 30 * time.Second
+
+func (b *Box) connectAgent(ctx context.Context) (*agent.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		c, err := agent.Connect(ctx, b.Dialer(agent.Port), b.token)
+		if err == nil {
+			return c, nil
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-b.Machine.Dead():
+			t.Stop()
+			return nil, err
+		case <-ctx.Done():
+			t.Stop()
+			return nil, err
+		}
+	}
 }
 
 // openLink makes connections to the agent possible, until the machine ends.
