@@ -104,6 +104,9 @@ func toolLog(level slog.Level) *slog.Logger {
 // firerunners.
 func openHost(cmd *cobra.Command, g *globals, v *vmmFlags, firerunner string, pool int, log *slog.Logger) (*host.Host, runner.Parent, error) {
 	var p runner.Parent
+	if os.Geteuid() != 0 {
+		return nil, p, errors.New("not root: VMs need networks and cgroups (try sudo)")
+	}
 	d, err := v.driver(g, log)
 	if err != nil {
 		return nil, p, err
