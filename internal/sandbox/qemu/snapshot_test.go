@@ -162,10 +162,10 @@ func TestSnapshot(t *testing.T) {
 		l.get(ctx, sb, "/head?path=/etc/hostname", fmt.Sprintf("%d %s", len(spec.Hostname)+1, spec.Hostname[:8]))
 		return sb
 	}
-	t.Run("pager", func(t *testing.T) {
+	ws := filepath.Join(t.TempDir(), "ws")
+	t.Run("Record", func(t *testing.T) {
 		rec := clone(sandbox.Restore{Image: base, Record: true}, disk)
 		l.get(ctx, rec, "/count", "2")
-		ws := filepath.Join(t.TempDir(), "ws")
 		if err := rec.(sandbox.Recorder).Recorded(ctx, ws); err != nil {
 			t.Fatal(err)
 		}
@@ -219,7 +219,10 @@ func TestStall(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	l := newLab(ctx, t)
-	spec := l.spec(ctx, "stall", "/guest", "46")
+	spec := l.spec(ctx, "stall", "/dev/vdb", "38")
+	disk := filepath.Join(t.TempDir(), "disk")
+	writeFile(t, disk, "", 28<<20)
+	spec.Disks = []string{disk}
 	spec.Resources.MemoryBytes = 48 << 20
 	sb := l.boot(ctx, spec)
 	e, err := sb.Wait(ctx)

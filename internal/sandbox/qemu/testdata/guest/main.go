@@ -26,6 +26,11 @@ func main() {
 			b[i] = 1
 		}
 		fmt.Println("took", mb)
+	case "cat":
+		for _, path := range os.Args[2:] {
+			b, err := os.ReadFile(path)
+			fmt.Println(path, string(b), err)
+		}
 	case "stall":
 		stall(os.Args[2])
 	case "attack":
@@ -63,11 +68,11 @@ func stall(path string) {
 	if err != nil {
 		panic(err)
 	}
-	st, err := f.Stat()
+	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		panic(err)
 	}
-	m, err := syscall.Mmap(int(f.Fd()), 0, int(st.Size()), syscall.PROT_READ, syscall.MAP_SHARED)
+	m, err := syscall.Mmap(int(f.Fd()), 0, int(size), syscall.PROT_READ, syscall.MAP_SHARED)
 	if err != nil {
 		panic(err)
 	}
@@ -77,11 +82,11 @@ func stall(path string) {
 		b[i] = 1
 	}
 	fmt.Println("stalls")
-	sum := byte(0)
+	sum, at := byte(0), uint32(1)
 	for {
-		for i := 0; i < len(m); i += 4096 {
-			sum += m[i] + b[i%len(b)]
-		}
+		// In no order: what is read in order the kernel takes for a stream.
+		at = at*1664525 + 1013904223
+		sum += m[int(at>>8)%len(m)]
 	}
 }
 
