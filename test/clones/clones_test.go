@@ -22,6 +22,7 @@ import (
 	"github.com/skep-dev/skep/internal/image"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/gvisor"
+	"github.com/skep-dev/skep/internal/sandbox/qemu"
 	"github.com/skep-dev/skep/internal/testenv"
 )
 
@@ -86,6 +87,34 @@ func TestGvisor(t *testing.T) {
 	d := gvisor.New(gvisor.Config{})
 	for _, l := range languages {
 		t.Run(l.name, func(t *testing.T) { w.test(t, d, l, clones) })
+	}
+}
+
+// TestQemu does so with micro-VMs. Without KVM those are slow: only some of the
+// functions are tried, with fewer clones, unless SKEP_CLONES_ALL is set. All
+// take half an hour.
+func TestQemu(t *testing.T) {
+	w := newWorld(t)
+	testenv.Tool(t, "qemu-system-x86_64", "qemu-system-x86")
+	agent, err := os.ReadFile(testenv.Program(t, "github.com/skep-dev/skep/cmd/skep-agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := qemu.New(qemu.Config{CacheDir: t.TempDir(), Accel: qemu.AccelAuto, Agent: agent})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := os.Getenv("SKEP_CLONES_ALL") != ""
+	for _, l := range languages {
+		n := clones
+		if !all {
+			if l.name != "go" && l.name != "python" {
+				continue
+			}
+			l.unprotected = nil
+			n = number("SKEP_CLONES", 10)
+		}
+		t.Run(l.name, func(t *testing.T) { w.test(t, d, l, n) })
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/ecdh"
 	crand "crypto/rand"
 	"crypto/tls"
+	_ "embed" // cert.pem and key.pem, which the test puts here
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
@@ -21,13 +22,18 @@ import (
 )
 
 var (
+	//go:embed cert.pem
+	certPEM []byte
+	//go:embed key.pem
+	keyPEM []byte
+
 	cert tls.Certificate
 	seed = maphash.MakeSeed()
 )
 
 func main() {
 	var err error
-	if cert, err = tls.LoadX509KeyPair("cert.pem", "key.pem"); err != nil {
+	if cert, err = tls.X509KeyPair(certPEM, keyPEM); err != nil {
 		log.Fatal(err)
 	}
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
