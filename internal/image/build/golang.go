@@ -7,7 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+
+	"github.com/skep-dev/skep/internal/image/build/afterrestore"
 )
 
 // golang links the function statically and puts it alone on an empty base.
@@ -39,10 +42,12 @@ func (j *job) golang(ctx context.Context) (recipe, error) {
 		pkg = "."
 	}
 	binary := filepath.Join(bin, "function")
-	t := tool{name: "go", pkg: "golang-go", dir: j.Dir, log: j.Log,
-		args: []string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", binary, pkg},
-		env:  append(j.goEnv(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH)}
-	if err := t.run(ctx); err != nil {
+	overlay, err := j.goOverlay(ctx)
+	if err != nil {
+		return recipe{}, err
+	}
+	args := slices.Concat([]string{"build", "-trimpath"}, overlay, []string{"-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", binary, pkg})
+	if err := j.goTool(args...).run(ctx); err != nil {
 		return recipe{}, err
 	}
 	// go build writes an archive for a package that is no program.
@@ -54,6 +59,36 @@ func (j *job) golang(ctx context.Context) (recipe, error) {
 	}
 	return j.layered(ctx, []staged{{baseRoot, "empty base"}, {appRoot, "function"}}, nil,
 		recipe{entrypoint: []string{"/" + appDir + "/function"}})
+}
+
+func (j *job) goTool(args ...string) tool {
+	return tool{name: "go", pkg: "golang-go", dir: j.Dir, log: j.Log, args: args,
+		env: append(j.goEnv(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH)}
+}
+
+// goOverlay returns the arguments that have go build add to the standard
+// library what makes clones differ. A Go release that it does not fit is used
+// without it.
+func (j *job) goOverlay(ctx context.Context) ([]string, error) {
+	var root strings.Builder
+	env := j.goTool("env", "GOROOT") // of the release that go.mod asks for
+	env.out = &root
+	if err := env.run(ctx); err != nil {
+		return nil, err
+	}
+	file, err := afterrestore.Go(strings.TrimSpace(root.String()), filepath.Join(j.work, "overlay"))
+	if err != nil {
+		return nil, fmt.Errorf("overlay for the standard library: %w", err)
+	}
+	args := []string{"-trimpath", "-overlay=" + file}
+	if err := j.goTool(slices.Concat([]string{"build"}, args, afterrestore.GoPackages)...).run(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		fmt.Fprintf(j.Log, "This Go release is not known: clones of a snapshot will share the state of math/rand and the names of temporary files. %v\n", err)
+		return nil, nil
+	}
+	return args[1:], nil
 }
 
 func (j *job) checkGo() error {

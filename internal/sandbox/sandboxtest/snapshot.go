@@ -305,6 +305,19 @@ func (sn *snapshots) testCannotSave(t *testing.T) {
 	}
 	sn.base.check(t, &sn.live)
 
+	// Interrupted in the middle, or done already; another one is not hindered.
+	sn.base.http.CloseIdleConnections()
+	short, cancel := context.WithTimeout(sn.ctx(t), 5*time.Millisecond)
+	defer cancel()
+	interrupted := sn.folder(t)
+	if err := sn.base.sb.(sandbox.Saver).Save(short, sandbox.SaveOptions{Dir: interrupted}); err != nil {
+		if files, err := os.ReadDir(interrupted); err != nil || len(files) > 0 {
+			t.Errorf("an interrupted Save left %v, %v", files, err)
+		}
+	}
+	sn.save(t, sn.base, false)
+	sn.base.check(t, &sn.live)
+
 	b := sn.clone(t, sandbox.Restore{Image: sn.image}, "cannot-save")
 	b.create(t)
 	fails(b, sn.ctx(t), sandbox.SaveOptions{Dir: dir}, sandbox.ErrNotRunning)

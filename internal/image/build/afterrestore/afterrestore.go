@@ -19,6 +19,7 @@ package afterrestore
 
 import (
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,7 +43,7 @@ const (
 )
 
 //go:generate openssl/build.sh
-//go:embed openssl/*.so python node java
+//go:embed openssl/*.so python node java golang
 var files embed.FS
 
 // opensslConf is added to OpenSSL's configuration. Node.js looks for a section
@@ -137,6 +138,32 @@ func Java(root, work, version string, compile func(sources []string, dir, jar st
 	}
 	return compile(sources, work, jar)
 }
+
+// Go writes to dir what adds to the standard library of a Go installation, and
+// returns the file for go build -overlay. Files are only added, none replaced;
+// GoPackages get one each.
+func Go(goroot, dir string) (overlay string, err error) {
+	replace := map[string]string{}
+	for name, target := range map[string]string{
+		"runtime.go": "src/runtime/skep_restore_linux.go",
+		"poll.go":    "src/internal/poll/skep_restore_linux.go",
+	} {
+		path := filepath.Join(dir, name)
+		if err := install("golang/"+name+".txt", path); err != nil {
+			return "", err
+		}
+		replace[filepath.Join(goroot, target)] = path
+	}
+	b, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	overlay = filepath.Join(dir, "overlay.json")
+	return overlay, write(overlay, b)
+}
+
+// GoPackages are what Go adds to.
+var GoPackages = []string{"runtime", "internal/poll"}
 
 func install(name, path string) error {
 	b, err := files.ReadFile(name)
