@@ -31,6 +31,7 @@ import (
 type deployFlags struct {
 	image, source, runtime, file string
 	env                          []string
+	annotations                  []string
 	port                         int32
 	protocol                     string
 	memory, cpu                  string
@@ -87,6 +88,7 @@ revision, which takes the requests once it has proved to work.`,
 	f.IntVar(&d.minScale, "min-scale", 0, "instances kept even without requests")
 	f.IntVar(&d.maxScale, "max-scale", 0, "most instances, 0 for no limit")
 	f.StringVar(&d.sandbox, "sandbox", "", "sandbox driver: firecracker, gvisor, qemu or runc (default: that of `skep up`)")
+	f.StringArrayVar(&d.annotations, "annotation", nil, "annotation KEY=VALUE of the revision, such as skep.dev/snapshot-policy=off, may be repeated")
 	f.BoolVar(&d.egress, "egress", false, "let the function reach the internet")
 	f.BoolVar(&d.pull, "pull", false, "ask the registry for --image even if the node has an image of that name")
 	f.BoolVar(&d.wait, "wait", true, "wait until the service is ready")
@@ -155,6 +157,16 @@ func (d *deployFlags) service(cmd *cobra.Command, name, namespace string) (*v1.S
 	s := &v1.Service{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace}}
 	t := &s.Spec.Template
 	t.Annotations = map[string]string{}
+	for _, kv := range d.annotations {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok || k == "" {
+			return nil, fmt.Errorf("--annotation: %q is not KEY=VALUE", kv)
+		}
+		t.Annotations[k] = v
+	}
+	if err := serving.ValidateAnnotations(t.Annotations); err != nil {
+		return nil, fmt.Errorf("--annotation: %w", err)
+	}
 	container := corev1.Container{Image: d.image}
 	if d.pull {
 		container.ImagePullPolicy = corev1.PullAlways

@@ -68,6 +68,7 @@ func doctor(g *globals) []check {
 		checkFile("TUN devices", "/dev/net/tun", checkWarn, "needed by qemu", "modprobe tun"),
 		checkTool("runc", "runc", "the runc driver"),
 		checkTool("qemu-system-x86_64", "qemu-system-x86", "the qemu driver"),
+		checkFirecracker(),
 		checkGuestKernel(),
 		checkTool("mmdebstrap", "mmdebstrap", "skep image build (python3, node, java)"),
 		checkTool("go", "golang", "skep image build (go)"),

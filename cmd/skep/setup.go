@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os/exec"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -85,4 +86,19 @@ No guest kernel could be set up. By hand: apt-get install %s
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "guest kernel: %s\n", filepath.Join(firecracker.InstallDir, "vmlinuz"))
 	return err
+}
+
+// checkFirecracker is doctor's.
+func checkFirecracker() check {
+	if (install.Programs{Dir: firecracker.InstallDir}).Installed() {
+		return check{"firecracker", checkOK, firecracker.InstallDir, ""}
+	}
+	path, err := exec.LookPath("firecracker")
+	if err == nil {
+		_, err = exec.LookPath("jailer")
+	}
+	if err != nil {
+		return check{"firecracker", checkWarn, "not found; needed by the firecracker driver", "skep setup"}
+	}
+	return check{"firecracker", checkOK, path, ""}
 }

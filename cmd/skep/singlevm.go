@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -158,9 +157,6 @@ func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 		fmt.Fprintln(log, "Shutting down vm...")
 		return nil
 	}
-	// Requests that wait on the input end with the context, not with a line.
-	stop := context.AfterFunc(cmd.Context(), func() { _ = os.Stdin.Close() })
-	defer stop()
 	totals, err := single.Run(cmd.Context(), vm, cmd.InOrStdin(), cmd.OutOrStdout(), log)
 	fmt.Fprintln(log, "***********************************************")
 	fmt.Fprintf(log, "Total requests: %d, Total responses: %d\n", totals.Requests, totals.Responses)

@@ -51,6 +51,7 @@ func snapfaasNames(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 type vmmFlags struct {
 	kernel, kernelArgs, accel string
 	cache                     string // of the driver
+	proved                    bool   // KVM works, the parent has seen it
 }
 
 func (v *vmmFlags) add(f *pflag.FlagSet) {
@@ -62,7 +63,7 @@ func (v *vmmFlags) add(f *pflag.FlagSet) {
 
 // args are the flags again.
 func (v *vmmFlags) args() []string {
-	args := []string{"--accel=" + v.accel, "--cache=" + v.cache}
+	args := []string{"--accel=" + v.accel, "--cache=" + v.cache, fmt.Sprintf("--accel_proved=%t", v.proved)}
 	if v.kernel != "" {
 		args = append(args, "--kernel="+v.kernel)
 	}
@@ -89,7 +90,7 @@ func (v *vmmFlags) driver(g *globals, log *slog.Logger) (*qemu.Driver, error) {
 		return nil, coded(exitUsage, fmt.Errorf("--accel: %q is none of %s", v.accel, strings.Join(daemon.Accels, ", ")))
 	}
 	return qemu.New(qemu.Config{
-		CacheDir: v.cache, Kernel: v.kernel, Accel: qemu.Accel(v.accel), Log: log,
+		CacheDir: v.cache, Kernel: v.kernel, Accel: qemu.Accel(v.accel), Proved: v.proved, Log: log,
 		KernelArgs: strings.FieldsFunc(v.kernelArgs, func(r rune) bool { return r == ',' || r == ' ' }),
 	})
 }
@@ -103,10 +104,19 @@ func toolLog(level slog.Level) *slog.Logger {
 // firerunners.
 func openHost(cmd *cobra.Command, g *globals, v *vmmFlags, firerunner string, pool int, log *slog.Logger) (*host.Host, runner.Parent, error) {
 	var p runner.Parent
+	if os.Geteuid() != 0 {
+		return nil, p, errors.New("not root: VMs need networks and cgroups (try sudo)")
+	}
 	d, err := v.driver(g, log)
 	if err != nil {
 		return nil, p, err
 	}
+	accel, err := d.Accel(cmd.Context())
+	if err != nil {
+		return nil, p, err
+	}
+	// Not each child is to find out again.
+	v.accel, v.proved = string(accel), accel == qemu.AccelKVM
 	if firerunner == "" {
 		if firerunner, err = os.Executable(); err != nil {
 			return nil, p, err
@@ -169,6 +179,7 @@ func newFirerunner(g *globals) *cobra.Command {
 		},
 	}
 	v.add(cmd.Flags())
+	cmd.Flags().BoolVar(&v.proved, "accel_proved", false, "KVM has been proved to work")
 	cmd.Flags().SetNormalizeFunc(snapfaasNames)
 	return cmd
 }

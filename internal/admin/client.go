@@ -114,16 +114,19 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values) (*ht
 		e.Error = resp.Status
 	}
 	if resp.StatusCode == http.StatusNotFound {
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, e.Error)
+		return nil, &nodeError{e.Error, ErrNotFound}
 	}
 	if resp.StatusCode == http.StatusBadRequest {
-		return nil, &usageError{e.Error}
+		return nil, &nodeError{e.Error, ErrUsage}
 	}
 	return nil, errors.New(e.Error)
 }
 
-// usageError says no more than the node did. It is ErrUsage.
-type usageError struct{ text string }
+// nodeError says what the node said, and is one of this package's errors.
+type nodeError struct {
+	text string
+	is   error
+}
 
-func (e *usageError) Error() string { return e.text }
-func (e *usageError) Unwrap() error { return ErrUsage }
+func (e *nodeError) Error() string { return e.text }
+func (e *nodeError) Unwrap() error { return e.is }

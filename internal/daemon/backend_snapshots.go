@@ -16,7 +16,7 @@ import (
 
 func (b *backend) catalog() (*snapshots.Catalog, error) {
 	if b.lower.catalog == nil {
-		return nil, fmt.Errorf("%w: snapshots are off: start skep without --snapshots=false", admin.ErrUsage)
+		return nil, &explained{"snapshots are off: start skep without --snapshots=false", admin.ErrUsage}
 	}
 	return b.lower.catalog, nil
 }
@@ -27,12 +27,21 @@ func (b *backend) find(ctx context.Context, s *snapshot.Store, id string) (snaps
 	return found, explainStore(err)
 }
 
+// explained is one of package admin's errors, in words of its own.
+type explained struct {
+	text string
+	is   error
+}
+
+func (e *explained) Error() string { return e.text }
+func (e *explained) Unwrap() error { return e.is }
+
 func explainStore(err error) error {
 	switch {
 	case errors.Is(err, snapshot.ErrNotFound):
-		return fmt.Errorf("%w: %w (skep snapshot list shows what there is)", admin.ErrNotFound, err)
+		return &explained{fmt.Sprintf("%s (skep snapshot list shows what there is)", err), admin.ErrNotFound}
 	case errors.Is(err, snapshot.ErrAmbiguous):
-		return fmt.Errorf("%w: %w: give more digits", admin.ErrUsage, err)
+		return &explained{fmt.Sprintf("%s: give more digits", err), admin.ErrUsage}
 	}
 	return err
 }
@@ -174,14 +183,17 @@ func (b *backend) VerifySnapshot(ctx context.Context, id string, remove bool) (a
 	return out, err
 }
 
-// copies copies a snapshot between the node's store and another one.
+// copySnapshot copies a snapshot between the node's store and another one.
 func (b *backend) copySnapshot(ctx context.Context, id, at string, pull bool) (admin.SnapshotCopy, error) {
 	c, err := b.catalog()
 	if err != nil {
 		return admin.SnapshotCopy{}, err
 	}
 	if !strings.Contains(at, "://") && !filepath.IsAbs(at) {
-		return admin.SnapshotCopy{}, fmt.Errorf("%w: store %q is neither an absolute path nor s3://BUCKET/PREFIX?endpoint=URL", admin.ErrUsage, at)
+		return admin.SnapshotCopy{}, &explained{fmt.Sprintf("store %q is neither an absolute path nor s3://BUCKET/PREFIX?endpoint=URL", at), admin.ErrUsage}
+	}
+	if err := checkStore(at); err != nil {
+		return admin.SnapshotCopy{}, &explained{err.Error(), admin.ErrUsage}
 	}
 	other, err := openStore(ctx, at, "", b.cfg.Log)
 	if err != nil {

@@ -203,6 +203,9 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	networks.Manager = manager
 	d.onStop("network", manager.Close)
 	d.onStop("node", l.node.Close)
+	l.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "skep_prepared_sandboxes", Help: "Sandboxes that are prepared to be restored.",
+	}, func() float64 { return float64(l.node.Prepared()) }))
 	return l, nil
 }
 

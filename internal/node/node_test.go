@@ -360,3 +360,62 @@ func TestReapAfterKill(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// stuck is a driver whose sandboxes cannot be removed at first.
+type stuck struct {
+	sandbox.Driver
+	mu    sync.Mutex
+	tries int
+}
+
+func (d *stuck) Name() string { return "stuck" }
+
+func (d *stuck) Reap(context.Context, sandbox.State) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tries++; d.tries < 3 {
+		return errors.New("it is stuck")
+	}
+	return nil
+}
+
+// One orphan that cannot be removed must not keep all services down.
+func TestOpenWithStuckOrphan(t *testing.T) {
+	t.Parallel()
+	testenv.Root(t)
+	dir, ctx := t.TempDir(), context.Background()
+	j, err := journal.Open(ctx, filepath.Join(dir, "node.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	id := sandbox.NewID()
+	state := sandbox.State{ID: id, Dir: filepath.Join(dir, "sandboxes", id)}
+	if err := j.Put(ctx, kindSandbox, id, record{Driver: "stuck", State: state}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(state.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := &stuck{}
+	n, err := Open(ctx, Config{
+		Dir: filepath.Join(dir, "sandboxes"), ID: sandbox.NewID()[:8], Drivers: []sandbox.Driver{d}, Journal: j,
+		Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	defer func() { _ = n.Close(ctx) }()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		records, err := j.List(ctx, kindSandbox)
+		if err == nil && len(records) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still recorded: %v, %v", records, err)
+		}
+	}
+	if _, err := os.Stat(state.Dir); err == nil {
+		t.Error("its folder is left")
+	}
+}

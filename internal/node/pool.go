@@ -103,7 +103,8 @@ func (p *pool) poke() {
 	}
 }
 
-// take returns a prepared instance, or nil.
+// take returns a prepared instance, or nil. The caller pokes the pool when the
+// instance runs: what is prepared next must not take the CPU from it.
 func (p *pool) take(l Launch) *Instance {
 	p.mu.Lock()
 	s := p.slots[slotKey{l.Namespace, l.Revision}]
@@ -128,7 +129,6 @@ func (p *pool) take(l Launch) *Instance {
 	}
 	p.mu.Unlock()
 	p.discard(old)
-	p.poke()
 	if got != nil {
 		got.clock, got.phases, got.ahead = time.Now(), nil, len(got.sandbox.Phases())
 		got.phase("pool")

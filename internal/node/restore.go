@@ -17,6 +17,7 @@ var errNoSnapshot = errors.New("there is no snapshot")
 // errNoSnapshot the instance has what it needs to boot, on any other error
 // nothing is left.
 func (n *Node) restore(ctx context.Context, i *Instance) (*Instance, error) {
+	defer n.pool.poke()
 	if p := n.pool.take(i.launch); p != nil {
 		err := p.resume(ctx)
 		if err == nil {

@@ -231,7 +231,7 @@ func TestSIGTERMDrains(t *testing.T) {
 	// And everything is there again.
 	s.up()
 	for _, name := range names {
-		if r := s.get(name, "/"); r.Header.Get("X-Skep-Start") != "booted" {
+		if r := s.get(name, "/"); r.Header.Get("X-Skep-Start") != "restored" {
 			t.Errorf("X-Skep-Start after a restart is %q", r.Header.Get("X-Skep-Start"))
 		}
 	}

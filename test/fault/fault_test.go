@@ -4,6 +4,7 @@ package fault
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/internal/node/journal"
 	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/test/skeptest"
 )
@@ -51,7 +53,7 @@ func TestKill(t *testing.T) {
 			w.checkServices()
 			w.load(time.Duration(w.rnd.Int64N(int64(5*time.Second))), w.Kill)
 		}
-		w.snapshot()
+		w.note()
 		t.Logf("%d of %d kills: lost=%d leaked=%d", n+1, kills, w.lost, w.leaked)
 	}
 	w.up()
@@ -105,7 +107,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, rnd: rand.New(rand.NewPCG(seed, seed)), Skep: &skeptest.Skep{
-		Binary: binary, Dir: dir, Args: []string{"--sandbox", "gvisor", "--idle-after", "1s", "--drain-timeout", "20s"},
+		Binary: binary, Dir: dir, Args: []string{"--sandbox", "gvisor", "--idle-after", "1s", "--drain-timeout", "20s", "--snapshot-pool", "1"},
 	}}
 	t.Cleanup(func() {
 		_ = w.Kill()
@@ -194,6 +196,7 @@ func (w *world) stop() {
 		w.t.Fatal(err)
 	}
 	w.checkNothingLeft()
+	w.checkSnapshots()
 }
 
 // load changes and calls all services at once, and ends the daemon meanwhile.
@@ -351,8 +354,43 @@ func (w *world) everything() []string {
 	return append(all, temporary...)
 }
 
-// snapshot notes what the dead daemon left.
-func (w *world) snapshot() { w.before = w.everything() }
+// note notes what the dead daemon left.
+func (w *world) note() { w.before = w.everything() }
+
+// checkSnapshots checks, after a daemon that ended well, that every folder of
+// a snapshot is one that the journal knows to be whole.
+func (w *world) checkSnapshots() {
+	w.t.Helper()
+	dir := filepath.Join(w.Dir, "snapshots", "local")
+	folders, err := os.ReadDir(dir)
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	j, err := journal.Open(context.Background(), filepath.Join(w.Dir, "node.db"))
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	defer j.Close()
+	records, err := j.List(context.Background(), "snapshot")
+	if err != nil {
+		w.t.Error(err)
+	}
+	whole := map[string]bool{}
+	for _, r := range records {
+		var rec struct{ Whole bool }
+		if err := json.Unmarshal(r.Data, &rec); err != nil || !rec.Whole {
+			w.leak(fmt.Sprintf("record of half a snapshot %s: %s (%v)", r.ID, r.Data, err))
+		}
+		whole[r.ID] = true
+	}
+	for _, f := range folders {
+		if !whole[f.Name()] {
+			w.leak("folder of a snapshot without a record: " + f.Name())
+		}
+	}
+}
 
 // checkOrphans checks that all of it was removed by the new one.
 func (w *world) checkOrphans() {

@@ -106,8 +106,6 @@ const noFiles = unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV
 func mountBasics() error {
 	for _, m := range []mount{
 		{"proc", "/proc", "proc", noFiles, ""},
-		// The first mount decides for all whether sysfs can be written at all.
-		{"sysfs", "/sys", "sysfs", noFiles, ""},
 		{"dev", "/dev", "devtmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, ""},
 		{"cgroup", cgroupRoot, "cgroup2", noFiles, ""},
 	} {

@@ -43,6 +43,14 @@ func lookAgain() error {
 	if len(disks) == 0 {
 		return nil
 	}
+	if err := (mount{"sysfs", "/sys", "sysfs", noFiles, ""}).do(); err != nil {
+		return err
+	}
+	defer unix.Unmount("/sys", unix.MNT_DETACH) //nolint:errcheck // a mount of our own
+	// The function's own mount, which is read-only, has made all of them so.
+	if err := unix.Mount("", "/sys", "", unix.MS_REMOUNT|noFiles, ""); err != nil {
+		return fmt.Errorf("make /sys writable: %w", err)
+	}
 	for _, name := range disks {
 		link, err := os.Readlink(filepath.Join(blockClass, name, "device"))
 		if err != nil {

@@ -31,6 +31,7 @@ func (c *Catalog) Create(ctx context.Context, w Want, force bool, save func(ctx 
 		return err
 	}
 	c.metrics.saves.WithLabelValues("ok").Inc()
+	e.restores.worked() // it is another one than that which failed
 	c.put(e, l)
 	c.mu.Unlock()
 	c.poke()
@@ -42,7 +43,6 @@ func (c *Catalog) put(e *entry, l *local) {
 	c.copies[l.name] = l
 	old := e.copy
 	e.copy = l
-	e.restores.worked() // another one than that which failed
 	if old != nil {
 		c.drop(old)
 	}

@@ -78,7 +78,7 @@ func (c *Catalog) here(w Want, record bool) *Use {
 	}
 	if err := c.intact(l); err != nil {
 		c.metrics.restores.WithLabelValues("damaged").Inc()
-		c.tell(l.rec.Manifest.Labels, ReasonDamaged, fmt.Errorf("%w; it is not used, the instance boots", err))
+		c.tell(l.rec.Manifest.Labels, ReasonDamaged, fmt.Errorf("%w; it is not used any more", err))
 		c.drop(l)
 		return nil
 	}

@@ -103,8 +103,9 @@ type box struct {
 	newDisks bool
 	paging   *paging // nil: its memory is mapped
 
-	saving chan struct{} // lock of Save and of the following
-	saved  bool          // a snapshot was made
+	saving  chan struct{} // lock of Save and of the following
+	history []*os.File    // memory that was written since it was made, oldest first
+	lost    bool          // history is not complete
 }
 
 func (d *Driver) newBox(spec *sandbox.Spec) *box {
@@ -124,10 +125,18 @@ func (b *box) Destroy(ctx context.Context) error {
 				return ctx.Err()
 			}
 		}
+		if err := microvm.Lock(ctx, b.saving); err != nil {
+			return err
+		}
+		defer microvm.Unlock(b.saving)
 		var errs []error
 		if b.image != nil {
 			errs = append(errs, b.image.close())
 		}
+		for _, f := range b.history {
+			errs = append(errs, f.Close())
+		}
+		b.history = nil
 		if b.jail != nil {
 			errs = append(errs, b.jail.remove())
 		}
@@ -286,7 +295,8 @@ func (d *Driver) configure(ctx context.Context, b *box) error {
 
 func (d *Driver) configureBase(ctx context.Context, v *vmm, memory, cpus int64, params []string) error {
 	m := fcapi.MachineConfig{
-		VCPUs: cpus, MemoryMiB: memory, CPUTemplate: d.conf.CPUTemplate, TrackDirtyPages: !d.conf.NoDirtyTracking && !d.conf.HugePages,
+		VCPUs: cpus, MemoryMiB: memory, CPUTemplate: d.conf.CPUTemplate,
+		TrackDirtyPages: d.tracks(),
 	}
 	if d.conf.HugePages {
 		m.HugePages = fcapi.HugePages2M
@@ -303,6 +313,10 @@ func (d *Driver) configureBase(ctx context.Context, v *vmm, memory, cpus int64, 
 		Kernel: kernelPath, Initrd: initrdPath, Args: strings.Join(append(append([]string(nil), kernelParams...), params...), " "),
 	})
 }
+
+// tracks says if written pages are tracked. With huge pages that would break
+// them up.
+func (d *Driver) tracks() bool { return !d.conf.NoDirtyTracking && !d.conf.HugePages }
 
 // Probe boots a machine up to its agent, and so proves KVM, Firecracker,
 // jailer, kernel, modules and agent.

@@ -85,7 +85,7 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 		return err
 	}
 	load := fcapi.SnapshotLoad{
-		StatePath: statePath, TrackDirtyPages: !d.conf.NoDirtyTracking && !d.conf.HugePages,
+		StatePath: statePath, TrackDirtyPages: d.tracks(),
 		NetworkOverrides: []fcapi.NetworkOverride{{ID: netCard, Device: b.Spec.Link.Interface}},
 	}
 	if b.jail, err = newJail(b.Spec.Dir, d.program, b.Spec.ID, microvm.UID(b.Spec.ID)); err != nil {
@@ -138,8 +138,18 @@ func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore, mode 
 		}
 		return nil, os.Chown(path, b.jail.uid, b.jail.uid)
 	}
+	// The monitor opens it as a user of its own. What keeps others away is its
+	// folder.
+	f := b.image.files[0]
+	info, err := f.Stat()
+	if err == nil && info.Mode()&0o004 == 0 {
+		err = f.Chmod(info.Mode().Perm() | 0o044)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if mode == sandbox.RestoreHint && r.Image.WorkingSet != "" {
-		if err := hint(b.image.files[0], r.Image.WorkingSet); err != nil {
+		if err := hint(f, r.Image.WorkingSet); err != nil {
 			return nil, err
 		}
 	}

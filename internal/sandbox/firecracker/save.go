@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -42,7 +43,7 @@ func (b *box) Save(ctx context.Context, o sandbox.SaveOptions) error {
 		return nil
 	}
 	for _, name := range []string{sandbox.FileMemory, sandbox.FileState} {
-		err = errors.Join(err, remove(b.jail.path(filepath.Join(saveDir, name))), remove(filepath.Join(o.Dir, name)))
+		err = errors.Join(err, remove(b.saved(name)), remove(filepath.Join(o.Dir, name)))
 	}
 	err = errors.Join(err, remove(filepath.Join(o.Dir, fileMachine)))
 	if gone := b.Running(); gone != nil {
@@ -58,27 +59,6 @@ func remove(path string) error {
 	return nil
 }
 
-// kind says what Firecracker is to write, and what of that is to be taken out
-// again: pages as in base, or zero ones, or nothing.
-//
-// What Firecracker calls a difference is what was written since it last made a
-// snapshot, or since the machine was loaded or booted. So only the first is
-// the difference that is wanted here; of a machine that was booted it is all
-// that is not zero.
-func (b *box) kind(diff bool) (kind fcapi.SnapshotType, base pager.Source, thinned bool) {
-	first := !b.saved
-	switch {
-	case b.image == nil && first:
-		return fcapi.Diff, nil, false
-	case diff && first:
-		return fcapi.Diff, nil, false
-	case diff:
-		return fcapi.Full, b.image.source, true
-	default:
-		return fcapi.Full, nil, true
-	}
-}
-
 func (b *box) save(ctx context.Context, o sandbox.SaveOptions) error {
 	version, err := b.d.firecrackerVersion(ctx)
 	if err != nil {
@@ -88,25 +68,36 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions) error {
 	if err != nil {
 		return err
 	}
-	kind, base, thinned := b.kind(o.Diff)
 	var marks agent.Marks
 	token, marks, err := b.Suspend(ctx)
 	if err == nil {
-		err = b.freeze(ctx, kind)
+		err = b.freeze(ctx)
 	}
 	// The agent first: whoever waits for the sandbox waits for it.
 	if err = errors.Join(err, b.Reconnect(ctx)); err != nil {
 		return err
 	}
-	for _, name := range []string{sandbox.FileMemory, sandbox.FileState} {
-		if err := b.take(name, o.Dir); err != nil {
-			return err
-		}
+	memory, err := b.take(sandbox.FileMemory)
+	if err != nil {
+		b.lost = true
+		return err
 	}
-	if thinned {
-		if err := thinFile(ctx, filepath.Join(o.Dir, sandbox.FileMemory), base); err != nil {
-			return err
-		}
+	whole := b.lost // it was written whole, and so is no history
+	if whole {
+		defer memory.Close() //nolint:errcheck // its content has been moved
+	} else {
+		b.history = append(b.history, memory)
+	}
+	if err := b.writeMemory(ctx, memory, filepath.Join(o.Dir, sandbox.FileMemory), o.Diff, whole); err != nil {
+		return err
+	}
+	f, err := b.take(sandbox.FileState)
+	if err != nil {
+		return err
+	}
+	err = place(f, b.saved(sandbox.FileState), filepath.Join(o.Dir, sandbox.FileState))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
 	}
 	state, err := readBounded(filepath.Join(o.Dir, sandbox.FileState), maxState)
 	if err != nil {
@@ -119,7 +110,13 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions) error {
 
 // freeze stops the machine, has Firecracker write a snapshot, and has the
 // machine go on.
-func (b *box) freeze(ctx context.Context, kind fcapi.SnapshotType) (err error) {
+//
+// What Firecracker calls a difference is what was written since it last made a
+// snapshot, or since the machine was loaded or booted: of a machine that was
+// booted, all that is not zero. Together, the differences are what is wanted.
+// All of a machine's memory it writes only if one of them was lost: it would
+// bring in every page of one that was restored.
+func (b *box) freeze(ctx context.Context) (err error) {
 	if err := b.vm.api.SetState(ctx, fcapi.Paused); err != nil {
 		return err
 	}
@@ -131,60 +128,127 @@ func (b *box) freeze(ctx context.Context, kind fcapi.SnapshotType) (err error) {
 			err = errors.Join(err, rerr)
 		}
 	}()
-	b.saved = true // even if it fails: what was written is forgotten then, too
-	return b.vm.api.CreateSnapshot(ctx, fcapi.SnapshotCreate{
+	kind := fcapi.Diff
+	if b.lost {
+		kind = fcapi.Full
+	}
+	err = b.vm.api.CreateSnapshot(ctx, fcapi.SnapshotCreate{
 		Type: kind, MemoryPath: filepath.Join(saveDir, sandbox.FileMemory), StatePath: filepath.Join(saveDir, sandbox.FileState),
 	})
+	if err != nil {
+		b.lost = true // Firecracker may have forgotten what it did not write
+	}
+	return err
 }
 
-// take moves a file that Firecracker wrote to a folder of ours. Monitors of
-// restored machines read it as users of their own.
-func (b *box) take(name, dir string) error {
-	// It is Firecracker's: a link in its place must lead nowhere.
-	fd, err := unix.Open(b.jail.path(filepath.Join(saveDir, name)), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+// saved is a file that Firecracker has written.
+func (b *box) saved(name string) string { return b.jail.path(filepath.Join(saveDir, name)) }
+
+// take makes a file that Firecracker wrote ours. Monitors of restored machines
+// read it as users of their own.
+func (b *box) take(name string) (*os.File, error) {
+	// A link in its place must lead nowhere.
+	fd, err := unix.Open(b.saved(name), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("snapshot file %s: %w", name, err)
+		return nil, fmt.Errorf("snapshot file %s: %w", name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	defer f.Close() //nolint:errcheck // read only
 	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("not a file")
+	}
+	if err == nil {
+		err = errors.Join(f.Chown(0, 0), f.Chmod(0o644))
+	}
 	if err != nil {
-		return err
+		return nil, errors.Join(fmt.Errorf("snapshot file %s: %w", name, err), f.Close())
 	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("snapshot file %s is none", name)
+	return f, nil
+}
+
+// writeMemory writes the memory file of a snapshot: what has changed since the
+// image that the machine was restored from, or everything.
+func (b *box) writeMemory(ctx context.Context, f *os.File, to string, diff, whole bool) error {
+	from := b.saved(sandbox.FileMemory)
+	if whole {
+		if err := place(f, from, to); err != nil {
+			return err
+		}
+		if diff {
+			return thinFile(ctx, to, b.image.source)
+		}
+		return thinFile(ctx, to, nil)
 	}
-	if err := errors.Join(f.Chown(0, 0), f.Chmod(0o644)); err != nil {
-		return err
+	var layers []*os.File // oldest first
+	if b.image != nil && !diff {
+		layers = slices.Clone(b.image.files)
+		slices.Reverse(layers)
 	}
-	from, to := b.jail.path(filepath.Join(saveDir, name)), filepath.Join(dir, name)
-	if err := os.Rename(from, to); !errors.Is(err, unix.EXDEV) {
-		if err == nil {
-			err = f.Sync()
+	layers = append(layers, b.history...)
+	if len(layers) == 1 {
+		if err := place(f, from, to); err != nil {
+			return err
+		}
+	} else {
+		if err := merge(ctx, layers, to); err != nil {
+			return err
+		}
+		if err := os.Remove(from); err != nil {
+			return err
+		}
+	}
+	if diff && !b.d.tracks() {
+		// Firecracker wrote what was there, changed or not.
+		return thinFile(ctx, to, b.image.source)
+	}
+	return nil
+}
+
+// place moves an open file to another path, in another file system if need be.
+func place(f *os.File, from, to string) error {
+	err := os.Rename(from, to)
+	if errors.Is(err, unix.EXDEV) {
+		if err = merge(context.Background(), []*os.File{f}, to); err == nil {
+			err = os.Remove(from)
 		}
 		return err
 	}
-	if err := copySparse(f, to, info.Size()); err != nil {
+	if err != nil {
 		return err
 	}
-	return os.Remove(from)
+	return f.Sync()
 }
 
-// copySparse copies a file with its holes.
-func copySparse(from *os.File, to string, size int64) (err error) {
+// merge writes a sparse file with the data of files of the same length, those
+// of later ones over those of earlier ones.
+func merge(ctx context.Context, layers []*os.File, to string) (err error) {
 	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	if err := out.Truncate(size); err != nil {
-		return err
+	info, err := layers[0].Stat()
+	if err == nil {
+		err = out.Truncate(info.Size())
 	}
+	for _, l := range layers {
+		if err == nil {
+			err = copyData(ctx, out, l, info.Size())
+		}
+	}
+	if err == nil {
+		err = out.Sync()
+	}
+	return err
+}
+
+// copyData copies what is not a hole.
+func copyData(ctx context.Context, out, from *os.File, size int64) error {
 	buf := make([]byte, block)
 	for at := int64(0); at < size; {
 		start, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			break // only a hole is left
+			return nil // only a hole is left
 		}
 		if err != nil {
 			return err
@@ -194,6 +258,9 @@ func copySparse(from *os.File, to string, size int64) (err error) {
 			return err
 		}
 		for at = start; at < end; {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			n := min(block, end-at)
 			if _, err := from.ReadAt(buf[:n], at); err != nil {
 				return err
@@ -204,7 +271,7 @@ func copySparse(from *os.File, to string, size int64) (err error) {
 			at += n
 		}
 	}
-	return out.Sync()
+	return nil
 }
 
 func thinFile(ctx context.Context, path string, base pager.Source) (err error) {

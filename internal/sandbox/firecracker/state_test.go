@@ -181,7 +181,7 @@ func TestFlattenAndCopy(t *testing.T) {
 	if got, err := os.ReadFile(flat); err != nil || string(got) != string(want) {
 		t.Errorf("flattened to something else: %v", err)
 	}
-	if err := copySparse(upper, filepath.Join(dir, "copy"), 6*pager.PageSize); err != nil {
+	if err := merge(t.Context(), []*os.File{upper}, filepath.Join(dir, "copy")); err != nil {
 		t.Fatal(err)
 	}
 	c, err := os.Open(filepath.Join(dir, "copy"))
@@ -195,7 +195,12 @@ func TestFlattenAndCopy(t *testing.T) {
 	if _, err := openImage(sandbox.Image{Dirs: dirs}, 8*pager.PageSize); !errors.Is(err, errDamaged) {
 		t.Errorf("an image of another size: %v", err)
 	}
-	_ = lower
+	if err := merge(t.Context(), []*os.File{lower, upper}, filepath.Join(dir, "merged")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "merged")); err != nil || string(got) != string(want) {
+		t.Errorf("merged to something else: %v", err)
+	}
 }
 
 func TestParseRelease(t *testing.T) {

@@ -26,6 +26,8 @@ const (
 	// annotationIdentity is there for a sandbox that is going to be restored;
 	// it is an identity in JSON.
 	annotationIdentity = "dev.skep.identity"
+	// annotationHold is there if the restored function must wait for release.
+	annotationHold = "dev.skep.hold"
 )
 
 // boot is runsc's command that becomes the sandbox.
@@ -52,6 +54,10 @@ func prepareBoot(f *flag.FlagSet) error {
 	id, err := parseIdentity(a[annotationIdentity])
 	if err != nil {
 		return err
+	}
+	if a[annotationHold] != "" {
+		holdFirstRun()
+		time.AfterFunc(startTime, idleGC)
 	}
 	return errors.Join(setFlags(f, a), limitTasks(a[annotationPIDs]), atFirstRun(func(k *kernel.Kernel) error {
 		// Not just when the function has its first request.

@@ -1,16 +1,19 @@
 package gvisor
 
 import (
-	gocontext "context"
+	"context"
 	"sync"
 	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/abi/linux"
-	"gvisor.dev/gvisor/pkg/context"
+	gvcontext "gvisor.dev/gvisor/pkg/context"
+	"gvisor.dev/gvisor/pkg/fd"
 	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/sentry/kernel"
 	"gvisor.dev/gvisor/pkg/sentry/platform"
+	"gvisor.dev/gvisor/pkg/sentry/seccheck"
 	"gvisor.dev/gvisor/pkg/state"
+	gvboot "gvisor.dev/gvisor/runsc/boot"
 )
 
 // firstRun is what this process, a sandbox, does once, when its kernel is
@@ -22,6 +25,7 @@ var firstRun struct {
 	once sync.Once
 	done atomic.Bool
 	do   func(*kernel.Kernel) error
+	hold chan struct{} // closed when the tasks may go on; nil: they may at once
 }
 
 // atFirstRun sets what is done at the first run. If it fails the sandbox dies.
@@ -33,6 +37,38 @@ func atFirstRun(do func(*kernel.Kernel) error) error {
 	firstRun.do = do
 	platform.Register(platformName, &watchingConstructor{c})
 	return nil
+}
+
+// holdFirstRun puts the first run off until the driver calls release: the
+// kernel is complete then, and its tasks wait.
+func holdFirstRun() {
+	firstRun.hold = make(chan struct{})
+	var once sync.Once
+	seccheck.RegisterSink(seccheck.SinkDesc{
+		Name: releaseSink,
+		New: func(map[string]any, *fd.FD) (seccheck.Sink, error) {
+			once.Do(func() { close(firstRun.hold) })
+			return &released{}, nil
+		},
+	})
+}
+
+// releaseSink is the name of a sink of gVisor's runtime monitoring. What it
+// does happens when it is made: gVisor's control socket has no better place for
+// a call of our own.
+const releaseSink = "skep-release"
+
+type released struct{ seccheck.SinkDefaults }
+
+// Name implements seccheck.Sink.
+func (*released) Name() string { return releaseSink }
+
+// release has the tasks in the sandbox that is at socket go on.
+func release(ctx context.Context, socket string) error {
+	args := &gvboot.CreateTraceSessionArgs{Config: seccheck.SessionConfig{
+		Name: seccheck.DefaultSessionName, Sinks: []seccheck.SinkConfig{{Name: releaseSink}},
+	}}
+	return call(ctx, socket, gvboot.ContMgrCreateTraceSession, args, nil)
 }
 
 // watchingConstructor makes platforms that see the tasks.
@@ -50,7 +86,7 @@ func (c *watchingConstructor) New(opts platform.Options) (platform.Platform, err
 type watchingPlatform struct{ platform.Platform }
 
 // NewContext implements platform.Platform.
-func (p *watchingPlatform) NewContext(ctx context.Context) platform.Context {
+func (p *watchingPlatform) NewContext(ctx gvcontext.Context) platform.Context {
 	if !firstRun.done.Load() {
 		if t := kernel.TaskFromContext(ctx); t != nil {
 			t.RegisterWork(&firstWork{})
@@ -65,6 +101,11 @@ type firstWork struct{ _ byte }
 
 // TaskWork implements kernel.TaskWorker.
 func (*firstWork) TaskWork(t *kernel.Task) {
+	if firstRun.hold != nil {
+		t.UninterruptibleSleepStart()
+		<-firstRun.hold
+		t.UninterruptibleSleepFinish()
+	}
 	firstRun.once.Do(func() {
 		k := t.Kernel()
 		if err := firstRun.do(k); err != nil {
@@ -85,6 +126,6 @@ func (*firstWork) StateFields() []string { return nil }
 func (*firstWork) StateSave(state.Sink) {}
 
 // StateLoad implements state.SaverLoader.
-func (*firstWork) StateLoad(gocontext.Context, state.Source) {}
+func (*firstWork) StateLoad(context.Context, state.Source) {}
 
 func init() { state.Register((*firstWork)(nil)) }

@@ -6,6 +6,7 @@ import (
 
 	"gvisor.dev/gvisor/pkg/abi/linux"
 	"gvisor.dev/gvisor/pkg/context"
+	"gvisor.dev/gvisor/pkg/errors"
 	"gvisor.dev/gvisor/pkg/errors/linuxerr"
 	"gvisor.dev/gvisor/pkg/fspath"
 	"gvisor.dev/gvisor/pkg/sentry/kernel"
@@ -35,8 +36,7 @@ func parseIdentity(annotation string) (identity, error) {
 	return id, nil
 }
 
-// write writes the files. One whose directory the function has not, or has
-// something else for, is left out.
+// write writes the files, but for those that the function has no place for.
 func (id identity) write(k *kernel.Kernel) error {
 	if len(id) == 0 {
 		return nil
@@ -66,24 +66,24 @@ func (id identity) write(k *kernel.Kernel) error {
 // to open that could take for ever if it is a FIFO.
 func writeFile(ctx context.Context, fs *vfs.VirtualFilesystem, creds *auth.Credentials, root vfs.VirtualDentry, path, content string) error {
 	pop := &vfs.PathOperation{Root: root, Start: root, Path: fspath.Parse(path)}
-	err := fs.UnlinkAt(ctx, creds, pop)
-	switch {
-	case linuxerr.Equals(linuxerr.ENOTDIR, err), linuxerr.Equals(linuxerr.EISDIR, err):
-		return nil
-	case err != nil && !linuxerr.Equals(linuxerr.ENOENT, err):
-		return err
+	if err := fs.UnlinkAt(ctx, creds, pop); err != nil && !linuxerr.Equals(linuxerr.ENOENT, err) {
+		return unlessNoPlace(err)
 	}
 	fd, err := fs.OpenAt(ctx, creds, pop, &vfs.OpenOptions{Flags: linux.O_WRONLY | linux.O_CREAT | linux.O_EXCL, Mode: 0o644})
-	if linuxerr.Equals(linuxerr.ENOENT, err) {
-		return nil
-	}
 	if err != nil {
-		return err
+		return unlessNoPlace(err)
 	}
 	defer fd.DecRef(ctx)
 	_, err = fd.Write(ctx, usermem.BytesIOSequence([]byte(content)), vfs.WriteOptions{})
-	if linuxerr.Equals(linuxerr.ENOSPC, err) { // the function filled its disk
-		return nil
+	return unlessNoPlace(err)
+}
+
+// unlessNoPlace is err, or nil if the function has no place for a file.
+func unlessNoPlace(err error) error {
+	for _, e := range []*errors.Error{linuxerr.ENOENT, linuxerr.ENOTDIR, linuxerr.EISDIR, linuxerr.ELOOP, linuxerr.EROFS, linuxerr.ENOSPC} {
+		if linuxerr.Equals(e, err) {
+			return nil
+		}
 	}
 	return err
 }

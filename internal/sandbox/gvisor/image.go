@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -37,6 +38,34 @@ var imageFiles = []struct{ name, gvisor string }{
 type index struct {
 	Version string           // of gVisor
 	Sizes   map[string]int64 // by file name, in bytes
+}
+
+// createImage makes the files of a snapshot in dir, empty, in gVisor's order.
+func createImage(dir string) ([]*os.File, error) {
+	var files []*os.File
+	for _, f := range imageFiles {
+		file, err := os.OpenFile(filepath.Join(dir, f.name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+		if err != nil {
+			for _, f := range files {
+				err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+			}
+			return nil, err
+		}
+		files = append(files, file)
+	}
+	return files, nil
+}
+
+// removeImage removes the files of a snapshot that failed.
+func removeImage(dir string) error {
+	err := os.Remove(filepath.Join(dir, fileIndex))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	for _, f := range imageFiles {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, f.name)))
+	}
+	return err
 }
 
 // writeIndex completes a snapshot whose files are in dir.

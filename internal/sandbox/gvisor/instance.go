@@ -29,7 +29,7 @@ type instance struct {
 	socket string // path of the control socket
 
 	restore *sandbox.Restore // from which it starts; nil: it starts the function
-	saving  sync.Mutex       // held by the one Save that runs
+	saving  chan struct{}    // full while a snapshot is made
 
 	mu       sync.Mutex // of what follows; Start holds it throughout
 	launcher *launcher
@@ -43,7 +43,7 @@ type instance struct {
 }
 
 func newInstance(runsc string, spec *sandbox.Spec) *instance {
-	s := &instance{runsc: runsc, spec: *spec}
+	s := &instance{runsc: runsc, spec: *spec, saving: make(chan struct{}, 1)}
 	var once sync.Once
 	var end context.CancelFunc
 	s.life, end = context.WithCancel(context.Background())
@@ -106,7 +106,7 @@ func (s *instance) writeBundle() error {
 		return err
 	}
 	defer closer.Close()
-	spec, err := newSpec(&s.spec, image, s.restore != nil)
+	spec, err := newSpec(&s.spec, image, s.restore)
 	if err != nil {
 		return err
 	}

@@ -143,7 +143,7 @@ func (p *launching) run(ctx context.Context, id string, l *launch) error {
 		r.PID = p.container.SandboxPid()
 		r.Socket = p.container.Sandbox.ControlSocketPath
 		if l.restore != "" {
-			return p.prepareRestore(ctx, l.restore)
+			return p.prepareRestore(ctx, l)
 		}
 		return nil
 	})
@@ -152,7 +152,7 @@ func (p *launching) run(ctx context.Context, id string, l *launch) error {
 	}
 	err = p.obey(stepStart, func(*launchReport) error {
 		if l.restore != "" {
-			return p.restore(ctx, l.background)
+			return p.startRestored(ctx, l)
 		}
 		return p.container.Start(p.conf)
 	})

@@ -18,8 +18,10 @@ import (
 // with the same calls to the sandbox: so it can do half of it ahead, and serve
 // the snapshot's pages.
 
-// prepareRestore does all that is possible before the restore is ordered.
-func (p *launching) prepareRestore(ctx context.Context, image string) (err error) {
+// prepareRestore does what is done ahead. In the background mode that is
+// everything but the restore, so that what waits is small; otherwise it is
+// the restore, too, and the function waits in its first step.
+func (p *launching) prepareRestore(ctx context.Context, l *launch) (err error) {
 	ns, ok := specutils.GetNS(specs.NetworkNamespace, p.container.Spec)
 	if !ok {
 		return errors.New("the spec has no network namespace")
@@ -41,11 +43,22 @@ func (p *launching) prepareRestore(ctx context.Context, image string) (err error
 			return err
 		}
 	}
-	p.pages, p.snapshot, err = servePages(image)
-	return err
+	if p.pages, p.snapshot, err = servePages(l.restore); err != nil || l.background {
+		return err
+	}
+	return p.restore(ctx, false)
 }
 
-// restore restores the sandbox.
+// startRestored has the function go on.
+func (p *launching) startRestored(ctx context.Context, l *launch) error {
+	if l.background {
+		return p.restore(ctx, true)
+	}
+	return release(ctx, p.container.Sandbox.ControlSocketPath)
+}
+
+// restore restores the sandbox. In the background, it does not wait for the
+// function's memory.
 func (p *launching) restore(ctx context.Context, background bool) error {
 	opts := &gvboot.RestoreOpts{UseCheckpointGofer: true, Background: background}
 	err := call(ctx, p.container.Sandbox.ControlSocketPath, gvboot.ContMgrRestore, opts, nil, p.snapshot)

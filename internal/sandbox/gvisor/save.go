@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/state/statefile"
@@ -14,8 +13,8 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
-// Save implements sandbox.Saver. It cannot be interrupted: when it is
-// cancelled it returns at once, and the sandbox goes on when it has written
+// Save implements sandbox.Saver. gVisor cannot be interrupted in it: when ctx
+// ends Save returns at once, and the sandbox stands still until it has written
 // what nobody wants any more.
 func (s *instance) Save(ctx context.Context, o sandbox.SaveOptions) error {
 	err := s.running()
@@ -32,39 +31,54 @@ func (s *instance) Save(ctx context.Context, o sandbox.SaveOptions) error {
 }
 
 func (s *instance) save(ctx context.Context, dir string) (err error) {
-	s.saving.Lock() // gVisor would crash of two at the same time
-	defer s.saving.Unlock()
-	if err := ctx.Err(); err != nil {
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	opts := &control.SaveOpts{
+	// One at a time, also if nobody waits for the other any more.
+	select {
+	case s.saving <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	files, err := createImage(dir)
+	if err != nil {
+		<-s.saving
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-s.saving }()
+		err := checkpoint(context.WithoutCancel(ctx), s.socket, files)
+		for _, f := range files {
+			err = errors.Join(err, f.Close())
+		}
+		done <- err
+	}()
+	select {
+	case err = <-done:
+		err = notRunning(err)
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = writeIndex(dir)
+	}
+	if err != nil {
+		err = errors.Join(err, removeImage(dir))
+	}
+	return err
+}
+
+// checkpoint has the sandbox at socket write a snapshot to files, and go on.
+func checkpoint(ctx context.Context, socket string, files []*os.File) error {
+	return call(ctx, socket, gvboot.ContMgrCheckpoint, &control.SaveOpts{
 		// Compressing would take longer than all the rest.
 		Metadata:      statefile.CompressionLevelNone.ToMetadata(),
 		HavePagesFile: true,
 		Resume:        true,
-		// Restoring takes time for each page, saving is not hurried.
+		// Restoring takes time for each page, and is done more often.
 		AppMFExcludeCommittedZeroPages: true,
-	}
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			err = errors.Join(err, f.Close())
-			if err != nil {
-				err = errors.Join(err, os.Remove(f.Name()))
-			}
-		}
-	}()
-	for _, image := range imageFiles {
-		f, err := os.OpenFile(filepath.Join(dir, image.name), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-		if err != nil {
-			return err
-		}
-		files = append(files, f)
-	}
-	if err := call(ctx, s.socket, gvboot.ContMgrCheckpoint, opts, nil, files...); err != nil {
-		return notRunning(err)
-	}
-	return writeIndex(dir)
+	}, nil, files...)
 }
 
 var _ sandbox.Saver = (*instance)(nil)

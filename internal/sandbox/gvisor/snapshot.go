@@ -19,6 +19,12 @@ import (
 )
 
 // restoreModes are the modes of restoring, the best first.
+//
+// RestoreBackground is best for a sandbox that is not prepared long before:
+// until Start it holds nothing of the snapshot, and then the function runs on
+// while its memory is copied. In RestoreEager, Prepare restores everything:
+// Start then takes no time to speak of, but what waits is as large as what
+// runs.
 var restoreModes = []sandbox.RestoreMode{sandbox.RestoreBackground, sandbox.RestoreEager}
 
 // initCPUID has gVisor look at the CPU.

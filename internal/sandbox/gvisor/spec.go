@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -41,7 +40,7 @@ func limits(r sandbox.Resources) cgroup.Limits {
 // runscFlags are runsc's own flags, the same for every command of a sandbox.
 // What is not said is runsc's default.
 func runscFlags(root string) []string {
-	return append(strings.Fields(os.Getenv("SKEP_RUNSC_FLAGS")), []string{
+	return []string{
 		"--root=" + root, // one for each sandbox: nothing is shared
 		"--platform=" + platformName,
 		"--network=sandbox",
@@ -57,13 +56,13 @@ func runscFlags(root string) []string {
 		"--allow-rootfs-tar-annotation",    // annotations are ours, never the image's
 		// The sandbox process is this executable, not one installed beside it.
 		"--sidecar-usage-policy=LEGACY_DEPRECATED_SLOW_EMBEDDED_FALLBACK",
-	}...)
+	}
 }
 
 // newSpec makes the OCI runtime spec, and the files that it refers to. A
 // sandbox that is restored has its files already, and is told which must be
 // its own.
-func newSpec(s *sandbox.Spec, image fs.FS, restored bool) (*specs.Spec, error) {
+func newSpec(s *sandbox.Spec, image fs.FS, restore *sandbox.Restore) (*specs.Spec, error) {
 	r := ocispec.Defaults(s.Resources)
 	spec, err := ocispec.New(s, ocispec.Options{
 		Root:  "/", // not used, see the annotations
@@ -100,9 +99,12 @@ func newSpec(s *sandbox.Spec, image fs.FS, restored bool) (*specs.Spec, error) {
 		return nil, fmt.Errorf("make files for /etc: %w", err)
 	}
 	files["etc/machine-id"] = machineID
-	if restored {
+	if restore != nil {
 		if err := setIdentity(spec, files); err != nil {
 			return nil, err
+		}
+		if restore.Mode == sandbox.RestoreEager {
+			spec.Annotations[annotationHold] = "yes"
 		}
 	} else if err := setUpper(s, spec, files, image); err != nil {
 		return nil, err

@@ -5,6 +5,8 @@ package microvm
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -75,10 +77,13 @@ var (
 // New makes a box without a machine.
 func New(driver string, spec *sandbox.Spec) *Box {
 	s := *spec
-	return &Box{
+	b := &Box{
 		Driver: driver, Spec: &s, Resources: ocispec.Defaults(spec.Resources),
-		link: newLink(), destroying: make(chan struct{}, 1), ended: make(chan struct{}),
+		destroying: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
+	b.link = newLink(b.connectAgent)
+	b.link.hold() // until there is an agent
+	return b
 }
 
 // ID is Spec.ID.
@@ -108,17 +113,20 @@ func (b *Box) Phases() []sandbox.Phase {
 // took until it listened.
 func (b *Box) Connect(ctx context.Context) (time.Duration, error) {
 	b.token = agent.NewToken()
-	c, err := agent.Connect(ctx, b.Dialer(agent.Port), b.token)
+	b.openLink()
+	c, err := b.link.get(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}
-	b.setClient(c)
 	pong, err := c.Ping(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}
+	var id [agent.MachineIDSize]byte
+	_, _ = rand.Read(id[:]) // never fails
 	conf := &agentpb.ConfigureRequest{
 		Hostname:    b.Spec.Hostname,
+		MachineId:   hex.EncodeToString(id[:]),
 		Address:     b.Spec.Link.Address.IP.String(),
 		DiskBytes:   uint64(b.Resources.DiskBytes),
 		MemoryBytes: uint64(b.Resources.MemoryBytes),
@@ -130,9 +138,35 @@ func (b *Box) Connect(ctx context.Context) (time.Duration, error) {
 	return time.Duration(pong.ReadyMicros) * time.Microsecond, c.Configure(ctx, conf)
 }
 
-// setClient makes c the connection with the agent, until the machine ends.
-func (b *Box) setClient(c *agent.Client) {
-	b.link.set(c)
+// connectTimeout is how long the agent of a machine that lives may take to
+// take a connection in: it gives up on each after a few seconds, in which a
+// busy host may not bring in the pages that it needs for that.
+const connectTimeout = 30 * time.Second
+
+func (b *Box) connectAgent(ctx context.Context) (*agent.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		c, err := agent.Connect(ctx, b.Dialer(agent.Port), b.token)
+		if err == nil {
+			return c, nil
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-b.Machine.Dead():
+			t.Stop()
+			return nil, err
+		case <-ctx.Done():
+			t.Stop()
+			return nil, err
+		}
+	}
+}
+
+// openLink makes connections to the agent possible, until the machine ends.
+func (b *Box) openLink() {
+	b.link.release()
 	go func() {
 		<-b.Machine.Dead()
 		b.link.close()
@@ -149,10 +183,8 @@ func (b *Box) GuestParams() []string {
 	return p
 }
 
-// Dialer dials a port of the guest.
-func (b *Box) Dialer(port int) func(context.Context) (net.Conn, error) {
-	return b.dialer("tcp", port)
-}
+// Dialer dials a TCP port of the guest.
+func (b *Box) Dialer(port int) func(context.Context) (net.Conn, error) { return b.dialer("tcp", port) }
 
 func (b *Box) dialer(network string, port int) func(context.Context) (net.Conn, error) {
 	addr := net.JoinHostPort(b.Spec.Link.Address.IP.String(), fmt.Sprint(port))

@@ -18,9 +18,42 @@ const resumeTimeout = time.Minute
 // snapshot, Reconnect must follow.
 func (b *Box) Suspend(ctx context.Context) (agent.Token, agent.Marks, error) {
 	b.conns.reset()
-	b.link.set(nil) // who wants the agent waits for Reconnect
+	b.link.hold() // who wants the agent waits for Reconnect
 	marks, err := agent.Suspend(ctx, b.Dialer(agent.Port), b.token)
+	if err == nil {
+		b.rest(ctx)
+	}
 	return b.token, marks, err
+}
+
+// How long a machine may take to come to rest, and what is rest: by how much
+// its processor is used between two looks.
+const (
+	restTimeout = time.Second
+	restLook    = 20 * time.Millisecond
+	restUse     = restLook / 10
+)
+
+// rest waits until the guest has nothing to do, for a while. What it does as
+// its connections end, every clone would have to do too, before its first
+// request.
+func (b *Box) rest(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, restTimeout)
+	defer cancel()
+	t := time.NewTicker(restLook)
+	defer t.Stop()
+	for last := time.Duration(-1); ; {
+		s, err := b.Group.Stats()
+		if err != nil || (last >= 0 && s.CPUTime-last < restUse) {
+			return
+		}
+		last = s.CPUTime
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Reconnect connects to the agent after a snapshot. Without it the sandbox is
@@ -28,13 +61,12 @@ func (b *Box) Suspend(ctx context.Context) (agent.Token, agent.Marks, error) {
 func (b *Box) Reconnect(ctx context.Context) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
-	c, err := agent.Connect(clean, b.Dialer(agent.Port), b.token)
-	if err != nil {
+	b.link.release()
+	if _, err := b.link.get(clean); err != nil {
 		b.Machine.Kill()
 		b.link.close()
 		return err
 	}
-	b.link.set(c)
 	return nil
 }
 
@@ -66,12 +98,8 @@ func (b *Box) Resume(ctx context.Context, token agent.Token, marks agent.Marks, 
 		if err := agent.Resume(ctx, b.dialer("udp", agent.Port), token, r); err != nil {
 			return fmt.Errorf("%w: %w", err, b.Machine.Explain())
 		}
-		c, err := agent.Connect(ctx, b.Dialer(agent.Port), r.Token)
-		if err != nil {
-			return fmt.Errorf("%w: %w", err, b.Machine.Explain())
-		}
 		b.token, b.marks = r.Token, marks
-		b.setClient(c)
+		b.openLink()
 		b.AddPhases(sandbox.Phase{Name: "agent", Took: time.Since(begin)})
 		// To come back to life is our work, not the function's: so the
 		// processor is limited only now.

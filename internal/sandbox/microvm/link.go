@@ -3,38 +3,50 @@ package microvm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/skep-dev/skep/internal/agent"
 )
 
-// link is the connection with a guest's agent. It is another one after each
-// snapshot that is made of the guest: in between, who wants it waits.
+// link is the connection with a guest's agent. It is made when somebody wants
+// it: to a machine that was just restored not at once, as taking it in would
+// hold up the first request. It ends when a snapshot is made: who wants it
+// meanwhile waits.
 type link struct {
-	mu      sync.Mutex
-	client  *agent.Client // nil: there is none at the moment
-	changed chan struct{} // closed and replaced at every change
-	closed  bool
+	connect func(context.Context) (*agent.Client, error)
+
+	connecting chan struct{} // lock of connecting
+
+	mu     sync.Mutex
+	client *agent.Client // nil: there is none
+	held   chan struct{} // closed when the hold ends; nil: there is none
+	closed bool
 }
 
 var errLinkClosed = errors.New("the connection with the guest's agent is closed")
 
-func newLink() *link { return &link{changed: make(chan struct{})} }
+func newLink(connect func(context.Context) (*agent.Client, error)) *link {
+	return &link{connect: connect, connecting: make(chan struct{}, 1)}
+}
 
-// set replaces the connection; nil makes everybody wait for the next.
-func (l *link) set(c *agent.Client) {
+// hold ends the connection; there is no other until release.
+func (l *link) hold() {
 	l.mu.Lock()
-	old := l.client
-	l.client = c
-	closed := l.closed
-	close(l.changed)
-	l.changed = make(chan struct{})
-	l.mu.Unlock()
-	if old != nil {
-		_ = old.Close()
+	defer l.mu.Unlock()
+	l.drop()
+	if l.held == nil {
+		l.held = make(chan struct{})
 	}
-	if closed && c != nil {
-		_ = c.Close()
+}
+
+// release ends the hold.
+func (l *link) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held != nil {
+		close(l.held)
+		l.held = nil
 	}
 }
 
@@ -42,31 +54,74 @@ func (l *link) set(c *agent.Client) {
 func (l *link) close() {
 	l.mu.Lock()
 	l.closed = true
+	l.drop()
 	l.mu.Unlock()
-	l.set(nil)
+	l.release()
 }
 
-// get waits for a connection.
+func (l *link) drop() {
+	if l.client != nil {
+		_ = l.client.Close()
+		l.client = nil
+	}
+}
+
+// state is what get looks at.
+func (l *link) state() (c *agent.Client, held chan struct{}, closed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.client, l.held, l.closed
+}
+
+// get returns the connection, and makes it if there is none.
 func (l *link) get(ctx context.Context) (*agent.Client, error) {
 	for {
-		l.mu.Lock()
-		c, changed, closed := l.client, l.changed, l.closed
-		l.mu.Unlock()
+		c, held, closed := l.state()
 		switch {
 		case closed:
 			return nil, errLinkClosed
+		case held != nil:
+			select {
+			case <-held:
+			case <-ctx.Done():
+				return nil, fmt.Errorf("wait for a snapshot to be made: %w", ctx.Err())
+			}
 		case c != nil:
 			return c, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		default:
+			if err := l.make(ctx); err != nil {
+				return nil, err
+			}
 		}
 	}
 }
 
-// do has f call the agent, again when its connection was replaced meanwhile:
+// make makes the connection unless there is one.
+func (l *link) make(ctx context.Context) error {
+	if err := Lock(ctx, l.connecting); err != nil {
+		return err
+	}
+	defer Unlock(l.connecting)
+	if c, held, closed := l.state(); c != nil || held != nil || closed {
+		return nil
+	}
+	c, err := l.connect(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed || l.held != nil:
+		if c != nil {
+			_ = c.Close()
+		}
+		return nil // get says what there is now
+	case err != nil:
+		return err
+	}
+	l.client = c
+	return nil
+}
+
+// do has f call the agent, again when its connection ended for a snapshot:
 // so f must be fit to go on where it broke off.
 func (l *link) do(ctx context.Context, f func(*agent.Client) error) error {
 	for {
@@ -78,7 +133,7 @@ func (l *link) do(ctx context.Context, f func(*agent.Client) error) error {
 			return nil
 		}
 		l.mu.Lock()
-		same := l.client == c
+		same := l.client == c || l.closed
 		l.mu.Unlock()
 		if same || ctx.Err() != nil {
 			return err

@@ -22,6 +22,7 @@ type machine struct {
 	rootFD      int   // 0: none
 	diskFDs     []int // after the root's
 	tapFD       int   // 0: none
+	paged       bool  // restored, its memory is served
 	incoming    bool  // restored: it has neither kernel nor initrd
 	stateFD     int   // of a restored machine: its devices' state
 	mac         net.HardwareAddr
@@ -74,8 +75,10 @@ func (m machine) args() []string {
 	// A restored machine's memory is its own from where it writes.
 	share := "on"
 	if m.incoming {
-		board += ",suppress-vmdesc=on" // see devices
 		share = "off"
+		if !m.paged {
+			board += ",suppress-vmdesc=on"
+		}
 	}
 	args := []string{
 		// The name is how Reap knows the process.
@@ -94,7 +97,10 @@ func (m machine) args() []string {
 	if m.incoming {
 		// What devices writes has no description of the machine: fits
 		// compares that.
-		args = append(args, "-S", "-incoming", "defer", "-global", "migration.send-configuration=off")
+		args = append(args, "-S", "-incoming", "defer")
+		if !m.paged {
+			args = append(args, "-global", "migration.send-configuration=off")
+		}
 	} else {
 		args = append(args, "-kernel", fdPath(m.kernelFD), "-initrd", fdPath(m.initrdFD), "-append", strings.Join(params, " "))
 	}

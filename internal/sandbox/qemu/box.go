@@ -288,7 +288,7 @@ func (b *box) Destroy(ctx context.Context) error {
 	b.link.close()
 	b.conns.close()
 	if b.image != nil {
-		errs = append(errs, b.image.close())
+		errs = append(errs, b.image.close(ctx))
 	}
 	if b.vm != nil && b.vm.memory != nil {
 		errs = append(errs, b.vm.memory.Close())

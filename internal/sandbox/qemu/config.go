@@ -43,6 +43,9 @@ type Config struct {
 	KernelArgs []string
 	// Accel is AccelAuto if empty.
 	Accel Accel
+	// Proved says that AccelKVM has been proved already, as by the process that
+	// started this one: no machine is booted to prove it.
+	Proved bool
 	// Agent is the program skep-agent; nil is the embedded one.
 	Agent []byte
 	// Log is slog.Default() if nil.
@@ -75,6 +78,7 @@ func New(c Config) (*Driver, error) {
 	default:
 		return nil, fmt.Errorf("qemu: accel: %q is none of auto, kvm, tcg", c.Accel)
 	}
+	d.proved.Store(c.Proved && c.Accel == AccelKVM)
 	if d.log == nil {
 		d.log = slog.Default()
 	}

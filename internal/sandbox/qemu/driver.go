@@ -77,6 +77,7 @@ func (d *Driver) Capabilities() sandbox.Capabilities {
 		Snapshot:               true,
 		RestoreModes:           slices.Clone(restoreModes),
 		LayeredSnapshot:        true,
+		OnDemandMemory:         true,
 		BlockDevices:           true,
 		RootfsXattrs:           true,
 	}

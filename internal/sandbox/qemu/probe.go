@@ -76,6 +76,10 @@ func (d *Driver) probe(ctx context.Context, accel Accel, scratch sandbox.State) 
 	return v.awaitReady(ctx)
 }
 
+// Accel is how processors are provided. The first call may boot a machine to
+// find that out.
+func (d *Driver) Accel(ctx context.Context) (Accel, error) { return d.resolveAccel(ctx) }
+
 // resolveAccel decides, once, how processors are provided. That /dev/kvm can
 // be opened, and even makes machines, proves nothing: one must boot.
 func (d *Driver) resolveAccel(ctx context.Context) (Accel, error) {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +23,7 @@ var _ sandbox.Snapshotter = (*Driver)(nil)
 
 // restoreModes are the ways to restore, the driver's own choice first: without
 // a working set it is RestoreMap.
-var restoreModes = []sandbox.RestoreMode{sandbox.RestoreHint, sandbox.RestoreMap, sandbox.RestoreEager}
+var restoreModes = []sandbox.RestoreMode{sandbox.RestoreHint, sandbox.RestoreMap, sandbox.RestoreEager, sandbox.RestorePager}
 
 // image is the memory that a restored machine began with.
 type image struct {
@@ -31,6 +32,9 @@ type image struct {
 	source *pager.Layered // all layers as one
 	ram    *ram           // once QEMU runs
 	state  *savedState
+	// paging serves the memory in place of a mapping of the base; else nil.
+	paging     *paging
+	workingSet *pager.WorkingSet // that paging uses, or nil
 	// newDisks: the disks are not the saved ones.
 	newDisks bool
 }
@@ -40,7 +44,7 @@ func openImage(i sandbox.Image, size int64) (_ *image, err error) {
 	img := &image{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, img.close())
+			err = errors.Join(err, img.close(context.Background())) // it serves nobody
 		}
 	}()
 	for _, dir := range i.Dirs {
@@ -72,8 +76,20 @@ func (i *image) base() *os.File { return i.files[len(i.files)-1] }
 // upper are the layers above the base: they are copied.
 func (i *image) upper() []pager.Layer { return i.layers[:len(i.layers)-1] }
 
-func (i *image) close() error {
+// close waits for the end of the machine's service: the machine must have
+// ended.
+func (i *image) close(ctx context.Context) error {
 	var errs []error
+	if i.paging != nil {
+		if err := i.paging.end(ctx); err != nil {
+			return err
+		}
+		i.paging = nil
+	}
+	if i.workingSet != nil {
+		errs = append(errs, i.workingSet.Close())
+		i.workingSet = nil
+	}
 	for _, f := range i.files {
 		errs = append(errs, f.Close())
 	}
@@ -125,6 +141,9 @@ func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Rest
 		defer cancel()
 		return nil, errors.Join(fmt.Errorf("qemu: restore sandbox %s: %w", spec.ID, err), b.Destroy(clean))
 	}
+	if r.Record {
+		return recording{b}, nil
+	}
 	return b, nil
 }
 
@@ -132,14 +151,14 @@ func (d *Driver) restoreMode(r sandbox.Restore) (sandbox.RestoreMode, error) {
 	switch {
 	case len(r.Image.Dirs) == 0:
 		return "", errors.New("qemu: restore: the image has no folder")
+	case r.Mode != "" && !slices.Contains(restoreModes, r.Mode):
+		return "", fmt.Errorf("qemu: restore mode %q: %w", r.Mode, sandbox.ErrUnsupported)
 	case r.Record:
-		return "", fmt.Errorf("qemu: record what a restored machine touches: %w", sandbox.ErrUnsupported)
+		return sandbox.RestorePager, nil // nothing else sees what is touched
 	case r.Mode == "" && r.Image.WorkingSet != "":
 		return sandbox.RestoreHint, nil
 	case r.Mode == "":
 		return sandbox.RestoreMap, nil
-	case !slices.Contains(restoreModes, r.Mode):
-		return "", fmt.Errorf("qemu: restore mode %q: %w", r.Mode, sandbox.ErrUnsupported)
 	}
 	return r.Mode, nil
 }
@@ -179,35 +198,48 @@ func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Res
 		return err
 	}
 	b.image.state, b.image.newDisks = saved, saved.newDisks(&b.saved)
+	memory := b.image.base()
+	if mode == sandbox.RestorePager {
+		m.paged = true
+		devices, err := io.ReadAll(state)
+		if err != nil {
+			return err
+		}
+		if files.state, err = b.newPaging(r, devices); err != nil {
+			return err
+		}
+		defer files.state.Close() //nolint:errcheck // QEMU has it
+		memory = b.image.paging.memory
+	}
 	b.limits = m.limits()
 	if b.group, err = cgroup.Create(b.spec.Cgroup, b.limits); err != nil {
 		return err
 	}
-	if b.vm, err = d.start(ctx, m, files, b.image.base(), b.group); err != nil {
+	if b.vm, err = d.start(ctx, m, files, memory, b.group); err != nil {
 		return err
 	}
 	b.addPhase("vmm", begin)
 	begin = time.Now()
-	if err := b.loadMemory(mode); err != nil {
+	if b.image.ram, err = findRAM(b.vm.cmd.Process.Pid, memory, m.memoryMiB*mib); err != nil {
 		return err
 	}
-	if err := b.vm.load(ctx); err != nil {
+	switch mode {
+	case sandbox.RestorePager:
+		err = b.serve(ctx)
+	case sandbox.RestoreEager:
+		err = b.image.ram.apply(b.image.layers)
+	default:
+		// What the mapping of the base does not show.
+		err = b.image.ram.apply(b.image.upper())
+	}
+	if err == nil && mode != sandbox.RestorePager {
+		err = b.vm.load(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	b.addPhase("load", begin)
 	return nil
-}
-
-// loadMemory brings in what the mapping of the base does not show.
-func (b *box) loadMemory(mode sandbox.RestoreMode) (err error) {
-	i := b.image
-	if i.ram, err = findRAM(b.vm.cmd.Process.Pid, i.base(), b.saved.MemoryMiB*mib); err != nil {
-		return err
-	}
-	if mode == sandbox.RestoreEager {
-		return i.ram.apply(i.layers)
-	}
-	return i.ram.apply(i.upper())
 }
 
 // resume has a prepared machine go on, as somebody else.

@@ -58,6 +58,12 @@ func (b *box) Save(ctx context.Context, o sandbox.SaveOptions) (err error) {
 }
 
 func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File, statePath string) error {
+	if b.image != nil && b.image.paging != nil {
+		// What is not in the machine's memory yet could not be told from zeros.
+		if err := b.image.paging.source.Complete(ctx); err != nil {
+			return err
+		}
+	}
 	b.conns.reset()
 	// From here on the machine must get its agent's connection back.
 	b.link.hold()
@@ -202,10 +208,17 @@ func (v *vm) load(ctx context.Context) error {
 	}
 	select {
 	case status := <-v.loaded:
-		if status != "completed" {
-			return fmt.Errorf("load the devices' state: %s", status)
+		if status != "failed" {
+			return nil
 		}
-		return nil
+		// It ends now, and says why.
+		t := time.NewTimer(time.Second)
+		defer t.Stop()
+		select {
+		case <-v.dead:
+		case <-t.C:
+		}
+		return fmt.Errorf("load the devices' state: %w", v.explain())
 	case <-v.dead:
 		return fmt.Errorf("load the devices' state: %w", v.explain())
 	case <-ctx.Done():
@@ -220,7 +233,7 @@ func (v *vm) migrated(data json.RawMessage) {
 	}
 	_ = json.Unmarshal(data, &d)
 	switch d.Status {
-	case "completed", "failed":
+	case "completed", "failed", "postcopy-active":
 		select {
 		case v.loaded <- d.Status:
 		default:

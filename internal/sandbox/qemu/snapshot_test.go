@@ -3,6 +3,7 @@ package qemu_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/internal/network"
+	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/qemu"
 	"github.com/skep-dev/skep/internal/testenv"
@@ -130,26 +132,101 @@ func (l *lab) get(ctx context.Context, sb sandbox.Sandbox, path, want string) {
 	}
 }
 
+// TestSnapshot has one guest go through everything, as booting takes longest.
 func TestSnapshot(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
 	l := newLab(ctx, t)
-	sb := l.boot(ctx, l.spec(ctx))
+	spec := l.spec(ctx)
+	disk := filepath.Join(t.TempDir(), "disk")
+	writeFile(t, disk, "old disk", 1<<20)
+	spec.Disks = []string{disk}
+	sb := l.boot(ctx, spec)
 	if err := sb.(sandbox.PortWaiter).WaitPort(ctx, 8080); err != nil {
 		t.Fatal(err)
 	}
-	l.get(ctx, sb, "/", "hello")
+	l.get(ctx, sb, "/count", "1")
+	l.get(ctx, sb, "/head?path=/dev/vdb", "1048576 old disk")
 	begin := time.Now()
-	img := l.save(ctx, sb, sandbox.SaveOptions{})
+	base := l.save(ctx, sb, sandbox.SaveOptions{})
 	t.Logf("saved in %v", time.Since(begin))
-	l.get(ctx, sb, "/", "hello")
-	for range 3 {
-		begin = time.Now()
+	l.get(ctx, sb, "/count", "2")
+
+	clone := func(r sandbox.Restore, disk string) sandbox.Sandbox {
+		t.Helper()
 		spec := l.spec(ctx)
-		begin = time.Now()
-		clone := l.restore(ctx, spec, sandbox.Restore{Image: img})
-		at := time.Since(begin)
-		l.get(ctx, clone, "/", "hello")
-		t.Logf("restored %v, answered after %v; %v", at, time.Since(begin), clone.Phases())
+		spec.Disks = []string{disk}
+		begin := time.Now()
+		sb := l.restore(ctx, spec, r)
+		t.Logf("restored in %v: %v", time.Since(begin), sb.Phases())
+		l.get(ctx, sb, "/head?path=/etc/hostname", fmt.Sprintf("%d %s", len(spec.Hostname)+1, spec.Hostname[:8]))
+		return sb
+	}
+	ws := filepath.Join(t.TempDir(), "ws")
+	t.Run("Record", func(t *testing.T) {
+		rec := clone(sandbox.Restore{Image: base, Record: true}, disk)
+		l.get(ctx, rec, "/count", "2")
+		if err := rec.(sandbox.Recorder).Recorded(ctx, ws); err != nil {
+			t.Fatal(err)
+		}
+		set, err := pager.OpenWorkingSet(ws, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, zero := set.Pages()
+		t.Logf("working set: %d pages, %d of zeros", n, zero)
+		if err := set.Close(); err != nil || n < 100 {
+			t.Errorf("%d pages, %v", n, err)
+		}
+		base.WorkingSet = ws
+		// A snapshot of one whose memory is not all there yet.
+		whole := l.save(ctx, rec, sandbox.SaveOptions{})
+		l.get(ctx, rec, "/count", "3")
+		l.get(ctx, clone(sandbox.Restore{Image: whole, Mode: sandbox.RestorePager}, disk), "/count", "3")
+	})
+	for _, mode := range l.d.Capabilities().RestoreModes {
+		t.Run(string(mode), func(t *testing.T) {
+			sb := clone(sandbox.Restore{Image: base, Mode: mode}, disk)
+			l.get(ctx, sb, "/count", "2")
+			l.get(ctx, sb, "/head?path=/dev/vdb", "1048576 old disk")
+			diff := l.save(ctx, sb, sandbox.SaveOptions{Diff: true})
+			diff.Dirs = append(diff.Dirs, base.Dirs...)
+			l.get(ctx, sb, "/count", "3")
+			l.get(ctx, clone(sandbox.Restore{Image: diff, Mode: mode}, disk), "/count", "3")
+		})
+	}
+	t.Run("NewDisk", func(t *testing.T) {
+		other := filepath.Join(t.TempDir(), "other")
+		writeFile(t, other, "new disk", 2<<20)
+		sb := clone(sandbox.Restore{Image: base}, other)
+		l.get(ctx, sb, "/head?path=/dev/vdb", "2097152 new disk")
+	})
+}
+
+func writeFile(t testing.TB, path, head string, size int64) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(head), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A function that finds its program thrown out of memory at every step makes
+// no progress, and the kernel of itself never ends it.
+func TestStall(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	l := newLab(ctx, t)
+	spec := l.spec(ctx, "stall", "/dev/vdb", "38")
+	disk := filepath.Join(t.TempDir(), "disk")
+	writeFile(t, disk, "", 28<<20)
+	spec.Disks = []string{disk}
+	spec.Resources.MemoryBytes = 48 << 20
+	sb := l.boot(ctx, spec)
+	e, err := sb.Wait(ctx)
+	if err != nil || !e.OOMKilled {
+		t.Errorf("%+v, %v; want OOMKilled", e, err)
 	}
 }

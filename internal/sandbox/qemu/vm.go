@@ -79,7 +79,7 @@ func startVM(ctx context.Context, program string, m machine, memory *os.File, fi
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Credential: &syscall.Credential{Uid: uid(m.id), Gid: uid(m.id), Groups: kvmGroups(m.accel)},
 	}
-	err := launcher.Start(v.cmd, launcher.Options{NoHugePages: m.incoming, Filter: filter()})
+	err := launcher.Start(v.cmd, launcher.Options{NoHugePages: m.incoming, Userfaultfd: m.paged, Filter: filter()})
 	// QEMU must be their only owner, so that we see its end.
 	err = errors.Join(err, theirs[0].Close(), theirs[1].Close())
 	if err != nil {

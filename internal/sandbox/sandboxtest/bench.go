@@ -87,7 +87,7 @@ func (s *suite) measure(b *testing.B, makeBox func(*testing.B) *box, first func(
 			b.Fatal(err)
 		}
 		for name, d := range map[string]time.Duration{
-			"cpu-ms": st.CPUTime, // of all of it
+			"cpu-ms":     st.CPUTime, // of all of it
 			"prepare-ms": prepared.Sub(begin), "start-ms": started.Sub(prepared),
 			"request-ms": done.Sub(started), "start+request-ms": done.Sub(prepared),
 		} {

@@ -124,33 +124,53 @@ func (sn *snapshots) checkIdentity(t *testing.T, b *box, who string) {
 	}
 }
 
-// testPrepared has sandboxes that wait to be restored.
+// testPrepared has sandboxes wait to be restored, in each mode.
 func (sn *snapshots) testPrepared(t *testing.T) {
-	b := sn.clone(t, sandbox.Restore{Image: sn.image}, "prepared")
-	b.create(t)
-	if e, err := b.sb.Exec(sn.ctx(t), sandbox.Exec{Process: sandbox.Process{Args: []string{"/guest", "id"}}}); !errors.Is(err, sandbox.ErrNotRunning) {
-		t.Errorf("Exec before Start: %+v, %v, want ErrNotRunning", e, err)
+	var boxes []*box
+	for _, mode := range sn.driver.Capabilities().RestoreModes {
+		b := sn.clone(t, sandbox.Restore{Image: sn.image, Mode: mode}, "prepared-"+strings.ReplaceAll(string(mode), "+", "-"))
+		b.create(t)
+		boxes = append(boxes, b)
 	}
-	if err := b.sb.Signal(sn.ctx(t), syscall.SIGTERM); !errors.Is(err, sandbox.ErrNotRunning) {
-		t.Errorf("Signal before Start: %v, want ErrNotRunning", err)
+	begin := time.Now()
+	for _, b := range boxes {
+		if e, err := b.sb.Exec(sn.ctx(t), sandbox.Exec{Process: sandbox.Process{Args: []string{"/guest", "id"}}}); !errors.Is(err, sandbox.ErrNotRunning) {
+			t.Errorf("Exec before Start: %+v, %v, want ErrNotRunning", e, err)
+		}
+		if err := b.sb.Signal(sn.ctx(t), syscall.SIGTERM); !errors.Is(err, sandbox.ErrNotRunning) {
+			t.Errorf("Signal before Start: %v, want ErrNotRunning", err)
+		}
+		if c, err := b.sb.Dial(sn.ctx(t), guestPort); err == nil {
+			c.Close()
+			t.Error("Dial before Start succeeded")
+		}
 	}
-	if c, err := b.sb.Dial(sn.ctx(t), guestPort); err == nil {
-		c.Close()
-		t.Error("Dial before Start succeeded")
-	}
-	b.start(t)
-	b.get(t, "/args", nil)
-	if err := b.sb.Start(sn.ctx(t)); err == nil {
-		t.Error("a second Start succeeded")
-	}
-	b.get(t, "/args", nil)
+	time.Sleep(time.Until(begin.Add(clockError + time.Second))) // for the clocks
+	for _, b := range boxes {
+		if st, err := b.sb.Stats(sn.ctx(t)); err != nil || st.MemoryBytes <= 0 {
+			t.Errorf("Stats before Start: %+v, %v", st, err)
+		} else {
+			t.Logf("sandbox %s holds %d KiB while it waits", b.spec.Hostname, st.MemoryBytes>>10)
+		}
+		if b.output(t, "stdout") != "" {
+			t.Errorf("sandbox %s runs before Start: %s", b.spec.Hostname, b.output(t, "stdout"))
+		}
+		b.start(t)
+		sn.checkIdentity(t, b, t.Name()+" "+b.spec.Hostname)
+		state := sn.state
+		b.check(t, &state)
+		if err := b.sb.Start(sn.ctx(t)); err == nil {
+			t.Error("a second Start succeeded")
+		}
+		b.get(t, "/args", nil)
 
-	never := sn.clone(t, sandbox.Restore{Image: sn.image}, "never")
-	never.create(t)
-	never.destroy(t)
-	never.checkGone(t)
-	if err := never.sb.Start(sn.ctx(t)); err == nil {
-		t.Error("Start after Destroy succeeded")
+		never := sn.clone(t, *b.restore, "never")
+		never.create(t)
+		never.destroy(t)
+		never.checkGone(t)
+		if err := never.sb.Start(sn.ctx(t)); err == nil {
+			t.Error("Start after Destroy succeeded")
+		}
 	}
 }
 

@@ -28,10 +28,18 @@ type Totals struct{ Requests, Responses int }
 // one JSON value a line, and times to log. The error is the first that makes
 // going on useless: a line that is no request, a function that is gone.
 func Run(ctx context.Context, f Function, in io.Reader, out, log io.Writer) (t Totals, err error) {
-	lines := bufio.NewScanner(in)
-	lines.Buffer(nil, frame.Max)
-	for n := 1; ctx.Err() == nil && lines.Scan(); n++ {
-		line := bytes.TrimSpace(lines.Bytes())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	lines, end := read(ctx, in)
+	for n := 1; ; n++ {
+		var line []byte
+		select {
+		case line = <-lines:
+		case err := <-end:
+			return t, err
+		case <-ctx.Done():
+			return t, ctx.Err()
+		}
 		if len(line) == 0 {
 			continue
 		}
@@ -56,10 +64,29 @@ func Run(ctx context.Context, f Function, in io.Reader, out, log io.Writer) (t T
 			}
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return t, fmt.Errorf("read requests: %w", err)
-	}
-	return t, ctx.Err()
+}
+
+// read reads lines. It cannot be interrupted where in cannot: then it is left
+// behind when ctx ends.
+func read(ctx context.Context, in io.Reader) (lines <-chan []byte, end <-chan error) {
+	out, ended := make(chan []byte), make(chan error, 1)
+	go func() {
+		s := bufio.NewScanner(in)
+		s.Buffer(nil, frame.Max)
+		for s.Scan() {
+			select {
+			case out <- bytes.Clone(bytes.TrimSpace(s.Bytes())):
+			case <-ctx.Done():
+				return
+			}
+		}
+		if err := s.Err(); err != nil {
+			ended <- fmt.Errorf("read requests: %w", err)
+			return
+		}
+		ended <- nil
+	}()
+	return out, ended
 }
 
 // Payload is what a function gets of a request: the field payload of an

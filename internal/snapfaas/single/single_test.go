@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,17 @@ func TestRun(t *testing.T) {
 		if (err == nil) != (test.err == "") || (err != nil && !strings.Contains(err.Error(), test.err)) {
 			t.Errorf("%q: error %v, want %q", test.in, err, test.err)
 		}
+	}
+}
+
+// A terminal's user who presses Ctrl-C has not ended the line.
+func TestRunCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	in, w := io.Pipe()
+	defer w.Close()
+	time.AfterFunc(time.Millisecond, cancel)
+	if _, err := Run(ctx, echo{}, in, io.Discard, io.Discard); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -63,7 +63,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	s := &skeptest.Skep{Binary: o.binary, Dir: dir, Args: []string{"--idle-after", "1s", "--log-level", "warn"}}
+	s := &skeptest.Skep{Binary: o.binary, Dir: dir, Args: []string{"--idle-after", "1s", "--log-level", "warn", "--snapshots=false"}}
 	if err := measureUp(ctx, w, s, o.runs); err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ type timing struct {
 	Dial    time.Duration // until connected
 	Byte    time.Duration // until the response's first byte
 	Phases  []sandbox.Phase
-	PSS     int64 // bytes, after the first response
+	Memory  memory // after the first response
 }
 
 // request is what a request to a prepared sandbox waits for.
@@ -157,7 +157,7 @@ func (b *box) start(ctx context.Context, boot bool) error {
 	b.t.Byte -= dialled
 	b.t.Phases = b.sb.Phases()
 	if !b.unweighed {
-		b.t.PSS, err = b.pss()
+		b.t.Memory, err = b.memory(ctx)
 	}
 	return err
 }

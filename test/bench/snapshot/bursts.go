@@ -16,7 +16,6 @@ import (
 type bursts struct {
 	driver   string
 	fn       *function
-	mode     sandbox.RestoreMode
 	set      bool // with a working set
 	sizes    []*burst
 	profiled string // what took the processor time of a largest burst, from perf
@@ -29,6 +28,8 @@ type burst struct {
 	last         []time.Duration // each round's, until the last has answered
 	busy, kernel float64         // processor time of the machine in all rounds, seconds
 	own          float64         // of that the sandboxes' and this program's
+	// around, if set, runs the restores, but not their end.
+	around func(restores func()) error
 }
 
 // perCore is restores a second and processor.
@@ -56,8 +57,8 @@ func measureBursts(ctx context.Context, w *world, d sandbox.Driver, fn *function
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	out = &bursts{driver: d.Name(), fn: fn, mode: d.Capabilities().RestoreModes[0], set: image.WorkingSet != ""}
-	r := sandbox.Restore{Image: image, Mode: out.mode}
+	out = &bursts{driver: d.Name(), fn: fn, set: image.WorkingSet != ""}
+	r := sandbox.Restore{Image: image}
 	if err := new(burst).add(ctx, w, d, fn, r, 1); err != nil { // warm up
 		return nil, err
 	}
@@ -72,9 +73,11 @@ func measureBursts(ctx context.Context, w *world, d sandbox.Driver, fn *function
 		out.sizes = append(out.sizes, x)
 	}
 	if o.perf != "" {
-		out.profiled, err = profile(ctx, o.perf, d.Name()+"-"+fn.name, func() error {
-			return new(burst).add(ctx, w, d, fn, r, o.most)
-		})
+		x := &burst{around: func(restores func()) (err error) {
+			out.profiled, err = profile(ctx, o.perf, d.Name()+"-"+fn.name, restores)
+			return err
+		}}
+		err = x.add(ctx, w, d, fn, r, o.most)
 	}
 	return out, err
 }
@@ -105,15 +108,23 @@ func (b *burst) add(ctx context.Context, w *world, d sandbox.Driver, fn *functio
 	}
 	errs := make([]error, n)
 	took := make([]time.Duration, n)
-	began := time.Now()
-	var wg sync.WaitGroup
-	for i := range boxes {
-		wg.Go(func() {
-			errs[i] = boxes[i].restore(ctx, r)
-			took[i] = time.Since(began)
-		})
+	var began time.Time
+	restores := func() {
+		began = time.Now()
+		var wg sync.WaitGroup
+		for i := range boxes {
+			wg.Go(func() {
+				errs[i] = boxes[i].restore(ctx, r)
+				took[i] = time.Since(began)
+			})
+		}
+		wg.Wait()
 	}
-	wg.Wait()
+	if b.around == nil {
+		restores()
+	} else if err := b.around(restores); err != nil {
+		return err
+	}
 	b.last = append(b.last, time.Since(began))
 	b.all = append(b.all, took...)
 	busyAfter, kernelAfter, err := cpuTime()

@@ -67,7 +67,8 @@ Trust the ratios, which are of one run, more than the absolute times.
 - "Prepared": Create or Prepare was done ahead, as for a pool of prepared sandboxes. "From nothing": it counts too. Ratios to boot have the whole boot above.
 - "Hot": the snapshot's files are in the page cache. "Cold": fsync and posix_fadvise(DONTNEED) before Prepare on exactly these files, checked with mincore.
 - All kinds of starts of one function take turns in a mixed order.
-- PSS: proportional set size of all of a sandbox's processes after the response, when it is the only one.
+- PSS: proportional set size of all of a sandbox's processes after the response, when it is the only one. Charged: what its cgroup is charged with, less page cache; most of
+  gVisor's memory is not mapped by its processes all the time, so that PSS lacks it.
 
 `)
 	if len(r.failed) > 0 {
@@ -106,8 +107,8 @@ func (r *results) writeStarts(w io.Writer, plots string) error {
 		if lacks := of[0].lacks; len(lacks) > 0 {
 			fmt.Fprintf(w, " It has no %s.", strings.Join(lacks, " and no "))
 		}
-		fmt.Fprint(w, "\n\n| function | start | hot, prepared | hot, from nothing | p90 | boot is so many times slower (prepared / from nothing) | cold, prepared | cold, from nothing | p90 | PSS, MiB |\n")
-		fmt.Fprintln(w, "|---|---|---|---|---|---|---|---|---|---|")
+		fmt.Fprint(w, "\n\n| function | start | hot, prepared | hot, from nothing | least, p90 | boot is so many times slower (prepared / from nothing) | cold, prepared | cold, from nothing | least, p90 | PSS, MiB | charged, MiB |\n")
+		fmt.Fprintln(w, "|---|---|---|---|---|---|---|---|---|---|---|")
 		for _, s := range of {
 			s.rows(w, s.find(wayBoot))
 		}
@@ -154,7 +155,7 @@ func (s *subject) rows(w io.Writer, boot *way) {
 		if len(x.hot)+len(x.cold) == 0 {
 			continue
 		}
-		cells := []string{s.fn.title, x.name, cell(requests(x.hot)), "**" + cell(totals(x.hot)) + "**", cell(quantile(pick(x.hot, (*timing).total), 0.9)), ""}
+		cells := []string{s.fn.title, x.name, cell(requests(x.hot)), "**" + cell(totals(x.hot)) + "**", spread(x.hot), ""}
 		if boot != nil && x != boot && len(x.hot) > 0 {
 			cells[5] = fmt.Sprintf("%.1f / %.1f", ratio(totals(boot.hot), requests(x.hot)), ratio(totals(boot.hot), totals(x.hot)))
 		}
@@ -163,7 +164,7 @@ func (s *subject) rows(w io.Writer, boot *way) {
 			if x.resident > 0.001 {
 				cold += fmt.Sprintf(" (%.1f %% would not leave memory)", 100*x.resident)
 			}
-			cells = append(cells, cell(requests(x.cold)), cold, cell(quantile(pick(x.cold, (*timing).total), 0.9)))
+			cells = append(cells, cell(requests(x.cold)), cold, spread(x.cold))
 		} else {
 			cells = append(cells, "", "", "")
 		}
@@ -171,7 +172,8 @@ func (s *subject) rows(w io.Writer, boot *way) {
 		if len(ts) == 0 {
 			ts = x.cold
 		}
-		cells = append(cells, fmt.Sprintf("%.0f", float64(median(pick(ts, func(t *timing) time.Duration { return time.Duration(t.PSS) })))/mib))
+		cells = append(cells, fmt.Sprintf("%.0f", float64(weight(ts, func(m *memory) int64 { return m.pss }))/mib),
+			fmt.Sprintf("%.0f", float64(weight(ts, func(m *memory) int64 { return m.charged }))/mib))
 		fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
 	}
 }
@@ -181,6 +183,12 @@ func cell(d time.Duration) string {
 		return ""
 	}
 	return strings.TrimSuffix(ms(d), " ms")
+}
+
+// spread is the shortest of all and the 90th percentile, from nothing.
+func spread(ts []timing) string {
+	all := pick(ts, (*timing).total)
+	return cell(quantile(all, 0)) + ", " + cell(quantile(all, 0.9))
 }
 
 func phases(ts []timing) string {
@@ -220,12 +228,12 @@ func (r *results) writeFar(w io.Writer) {
 	fmt.Fprintf(w, "## Snapshots in an object store %s away\n\n", remoteDelay)
 	fmt.Fprintf(w, "The snapshot's folder (the working set too) is behind a FUSE file system where each read waits %s and then gets %d MiB/s, at most %d KiB at once, any number at the same time; cold. Medians of %d, milliseconds.\n\n",
 		remoteDelay, remoteRate/mib, remoteRead>>10, r.o.runs)
-	fmt.Fprintln(w, "| driver | function | start | prepared | from nothing | p90 |\n|---|---|---|---|---|---|")
+	fmt.Fprintln(w, "| driver | function | start | prepared | from nothing | least, p90 |\n|---|---|---|---|---|---|")
 	for _, s := range r.far {
 		for _, x := range s.ways {
 			if len(x.cold) > 0 {
 				fmt.Fprintf(w, "| %s | %s | %s | %s | **%s** | %s |\n", s.driver.Name(), s.fn.title, x.name, cell(requests(x.cold)), cell(totals(x.cold)),
-					cell(quantile(pick(x.cold, (*timing).total), 0.9)))
+					spread(x.cold))
 			}
 		}
 	}

@@ -18,7 +18,7 @@ func (r *results) writeBursts(w io.Writer, plots string) error {
 	fmt.Fprintf(w, "REAP: published mean times on %.0f processors (Ustiugov et al., ASPLOS 2021), bound by its disk of 850 MB/s.\n\n", reapMachine)
 	fmt.Fprintln(w, "| | n | restores/s per processor | median | p99 | until the last | processors busy (whole machine) | of that in the kernel | processor time each (sandbox and program) |\n|---|---|---|---|---|---|---|---|---|")
 	for _, b := range r.bursts {
-		name := fmt.Sprintf("%s, %s, %s", b.driver, b.fn.title, b.mode)
+		name := b.driver + ", " + b.fn.title
 		if b.set {
 			name += " with working set"
 		}
@@ -51,12 +51,13 @@ func (r *results) writeDensity(w io.Writer) {
 		return
 	}
 	fmt.Fprint(w, "## Density\n\n")
-	fmt.Fprintf(w, "%d restored clones that have answered one request and are idle. What one more costs is the growth from the first half of them to all; how many fit into %d GiB is\n**extrapolated** from that: by the growth of PSS, and by the fall of the machine's available memory, which has the kernel's share too (page tables, sockets, namespaces) and the noise of whatever else runs.\n\n",
+	fmt.Fprintf(w, "%d restored clones that have answered one request and are idle, in the driver's own mode. What one more costs is the growth from the first half of them to all; how many fit into %d GiB is\n**extrapolated** from that, by the larger of PSS and what the cgroups are charged with (less page cache). The fall of the machine's available memory has the kernel's share too\n(page tables, sockets, namespaces), and the noise of whatever else runs.\n\n",
 		r.o.clones, fits>>30)
-	fmt.Fprintln(w, "| driver | function | mode | PSS of one alone | one more, PSS | fit | one more, of the machine | fit |\n|---|---|---|---|---|---|---|---|")
+	fmt.Fprintln(w, "| driver | function | one alone: PSS | charged | one more: PSS | charged | available memory | fit into 8 GiB |\n|---|---|---|---|---|---|---|---|")
 	for _, d := range r.densities {
-		pss, machine := d.each()
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | **%s** | %s | **%s** |\n", d.driver, d.fn.title, d.mode, size(d.pssOne), size(pss), fit(pss), size(machine), fit(machine))
+		pss, charged, machine := d.each()
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s | **%s** |\n", d.driver, d.fn.title, size(d.one.pss), size(d.one.charged),
+			size(pss), size(charged), size(machine), fit(max(pss, charged)))
 	}
 	fmt.Fprintln(w)
 }

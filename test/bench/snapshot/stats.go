@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -36,6 +37,11 @@ func median(all []time.Duration) time.Duration {
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
+// weight is the median of the memory, by one of its measures.
+func weight(ts []timing, get func(*memory) int64) int64 {
+	return int64(median(pick(ts, func(t *timing) time.Duration { return time.Duration(get(&t.Memory)) })))
+}
+
 func pick(ts []timing, get func(*timing) time.Duration) []time.Duration {
 	out := make([]time.Duration, len(ts))
 	for i := range ts {
@@ -48,6 +54,27 @@ func pick(ts []timing, get func(*timing) time.Duration) []time.Duration {
 // was prepared, and when the sandbox was.
 func totals(ts []timing) time.Duration   { return median(pick(ts, (*timing).total)) }
 func requests(ts []timing) time.Duration { return median(pick(ts, (*timing).request)) }
+
+// memory is what a sandbox uses, in bytes.
+type memory struct {
+	// pss is the proportional set size of its processes: pages that others map
+	// too count in part.
+	pss int64
+	// charged is what its cgroup is charged with, less page cache: also memory
+	// that belongs to a process but is not mapped, as most of gVisor's is.
+	charged int64
+}
+
+func (m memory) plus(n memory) memory { return memory{m.pss + n.pss, m.charged + n.charged} }
+
+func (b *box) memory(ctx context.Context) (m memory, err error) {
+	if m.pss, err = b.pss(); err != nil {
+		return m, err
+	}
+	st, err := b.sb.Stats(ctx)
+	m.charged = st.MemoryBytes
+	return m, err
+}
 
 // pss is the proportional set size of all of the sandbox's processes.
 func (b *box) pss() (int64, error) {

@@ -45,15 +45,20 @@ func BenchmarkRestore(b *testing.B) {
 			return m.kill
 		}
 	}
-	byPager := func(withSet bool) func(b *testing.B) func() {
+	byPager := func(withSet, inMemfd bool) func(b *testing.B) func() {
 		return func(b *testing.B) func() {
 			var ws *pager.WorkingSet
-			p := page(ctx, b, s, func(c *migration.Config) {
+			p := pageAs(ctx, b, s, func(o *options) {
+				if inMemfd {
+					o.shared = memfd(b)
+				}
+			}, func(c *migration.Config) {
 				if withSet {
 					ws = openSet(b, set)
 					c.WorkingSet = ws
 				}
 			})
+			p.awaitResume(ctx)
 			p.ask(ctx, request, "touched")
 			p.source.StopRecording()
 			st := p.source.Stats()
@@ -69,13 +74,15 @@ func BenchmarkRestore(b *testing.B) {
 	}{
 		{"hot/map", false, byMap(small, false)},
 		{"hot/map-huge", false, byMap(plain, false)},
-		{"hot/pager", false, byPager(true)},
-		{"hot/pager-on-demand", false, byPager(false)},
+		{"hot/pager", false, byPager(true, false)},
+		{"hot/pager-memfd", false, byPager(true, true)},
+		{"hot/pager-on-demand", false, byPager(false, false)},
 		{"cold/map-huge", true, byMap(plain, false)},
 		{"cold/map", true, byMap(small, false)},
 		{"cold/map-hint", true, byMap(small, true)},
-		{"cold/pager", true, byPager(true)},
-		{"cold/pager-on-demand", true, byPager(false)},
+		{"cold/pager", true, byPager(true, false)},
+		{"cold/pager-memfd", true, byPager(true, true)},
+		{"cold/pager-on-demand", true, byPager(false, false)},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			var took []time.Duration

@@ -23,4 +23,28 @@
 //
 // The format is described in QEMU's docs/devel/migration (main and postcopy).
 // Only machines with pages of 4 KiB are known here.
+//
+// # What QEMU must be told
+//
+// A destination is started with -incoming defer and without a kernel, and then
+// told, by QMP: migrate-set-capabilities, migrate-incoming with the uri fd:N, N
+// being an inherited descriptor. It runs (event RESUME) once all is loaded or,
+// with -S, is paused until cont; a cont that comes before counts as well.
+//
+//   - State.WriteTo, State.WriteIncoming: capability x-ignore-shared, if the
+//     state has it (IgnoreShared). The memory is a memory-backend-file with
+//     share=off over the base, or a memory-backend-ram.
+//   - Source: capability postcopy-ram and nothing else, whatever the state was
+//     saved with. N is one end of a stream socket pair, for QEMU talks back.
+//     The memory is a memory-backend-ram, or a memory-backend-file with
+//     share=on over a memfd of the machine's own; of a file with share=off
+//     QEMU would punch the pages out. The process needs userfaultfd.
+//   - A state of ParseDevices: -global migration.send-configuration=off and the
+//     machine option suppress-vmdesc=on, besides.
+//
+// To save, the memory being shared: capability x-ignore-shared, then migrate
+// with the uri fd:NAME of a descriptor that getfd brought; Parse reads what
+// comes. With private memory the capability must be off, and Split takes the
+// memory out of what comes. A machine that a Source serves is completed first
+// (Source.Complete), and postcopy-ram switched off.
 package migration

@@ -65,6 +65,9 @@ type Config struct {
 // is a migration that takes its time, for the machine's whole life unless it
 // is completed (Config.Push, Complete).
 //
+// If this process dies, QEMU pauses the migration and the machine hangs at the
+// next page that it misses: whoever comes next must kill it.
+//
 // It is record and prefetch as in REAP (Ustiugov et al., ASPLOS 2021, section
 // 5), with QEMU's own postcopy in place of the userfaultfd handler.
 type Source struct {

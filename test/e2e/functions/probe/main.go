@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,8 +27,40 @@ import (
 
 var (
 	inFlight, most, cancelled atomic.Int64
-	instance                  = fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano())
+	// born is when the process was started: clones of a snapshot share it.
+	born  = fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano())
+	count atomic.Int64
+	hooks struct {
+		sync.Mutex
+		called []string
+	}
 )
+
+// instance is another one for each clone.
+func instance() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return err.Error()
+	}
+	return name
+}
+
+// hook is called around snapshots.
+func hook(w http.ResponseWriter, r *http.Request) {
+	hooks.Lock()
+	defer hooks.Unlock()
+	hooks.called = append(hooks.called, r.Method+" "+r.URL.Path)
+	if r.URL.Path == "/hook/bad" {
+		w.WriteHeader(http.StatusInternalServerError)
+	}
+}
+
+// state tells what is in memory, and counts up.
+func state(w http.ResponseWriter, _ *http.Request) {
+	hooks.Lock()
+	defer hooks.Unlock()
+	_ = json.NewEncoder(w).Encode(map[string]any{"born": born, "count": count.Add(1), "hooks": hooks.called, "host": instance()})
+}
 
 func main() {
 	switch os.Getenv("MODE") {
@@ -53,6 +86,8 @@ func main() {
 	mux.HandleFunc("/exit", func(_ http.ResponseWriter, r *http.Request) { os.Exit(number(r, "code", 7)) })
 	mux.HandleFunc("/oom", func(http.ResponseWriter, *http.Request) { hog() })
 	mux.HandleFunc("/whoami", whoami)
+	mux.HandleFunc("/state", state)
+	mux.HandleFunc("/hook/", hook)
 	mux.HandleFunc("POST /skep.test.Echo/Echo", grpcEcho)
 	mux.HandleFunc("POST /skep.test.Echo/Fail", grpcFail)
 
@@ -81,7 +116,7 @@ func counted(h http.Handler) http.Handler {
 			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 			}
 		}
-		w.Header().Set("X-Instance", instance)
+		w.Header().Set("X-Instance", instance())
 		h.ServeHTTP(w, r)
 	})
 }
@@ -96,7 +131,7 @@ func number(r *http.Request, name string, otherwise int) int {
 
 func stats(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(map[string]any{
-		"instance": instance, "inFlight": inFlight.Load(), "most": most.Load(), "cancelled": cancelled.Load(),
+		"instance": instance(), "inFlight": inFlight.Load(), "most": most.Load(), "cancelled": cancelled.Load(),
 	})
 }
 

@@ -3,20 +3,20 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
 func main() {
 	if len(os.Args) == 1 {
-		panic(http.ListenAndServe(":8080", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write([]byte("hello"))
-		})))
+		serve()
 	}
 	switch os.Args[1] {
 	case "take":
@@ -26,8 +26,67 @@ func main() {
 			b[i] = 1
 		}
 		fmt.Println("took", mb)
+	case "cat":
+		for _, path := range os.Args[2:] {
+			b, err := os.ReadFile(path)
+			fmt.Println(path, string(b), err)
+		}
+	case "stall":
+		stall(os.Args[2])
 	case "attack":
 		attack()
+	}
+}
+
+// count is the memory that a snapshot must bring back.
+var count atomic.Int64
+
+func serve() {
+	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) })
+	http.HandleFunc("/count", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, count.Add(1)) })
+	http.HandleFunc("/print", func(_ http.ResponseWriter, r *http.Request) { fmt.Println(r.FormValue("text")) })
+	// The size of a file or disk, and how it begins.
+	http.HandleFunc("/head", func(w http.ResponseWriter, r *http.Request) {
+		f, err := os.Open(r.FormValue("path"))
+		if err != nil {
+			fmt.Fprint(w, err)
+			return
+		}
+		defer f.Close()
+		head := make([]byte, 8)
+		_, _ = io.ReadFull(f, head)
+		size, _ := f.Seek(0, io.SeekEnd)
+		fmt.Fprintf(w, "%d %s", size, head)
+	})
+	panic(http.ListenAndServe(":8080", nil))
+}
+
+// stall fills memory up to what is left for pages of a file, and then reads
+// these again and again: each is gone when it is wanted.
+func stall(path string) {
+	f, err := os.Open(path)
+	if err != nil {
+		panic(err)
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		panic(err)
+	}
+	m, err := syscall.Mmap(int(f.Fd()), 0, int(size), syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		panic(err)
+	}
+	mb, _ := strconv.Atoi(os.Args[3])
+	b := make([]byte, mb<<20)
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 1
+	}
+	fmt.Println("stalls")
+	sum, at := byte(0), uint32(1)
+	for {
+		// In no order: what is read in order the kernel takes for a stream.
+		at = at*1664525 + 1013904223
+		sum += m[int(at>>8)%len(m)]
 	}
 }
 

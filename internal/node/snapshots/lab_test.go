@@ -1,0 +1,168 @@
+package snapshots
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/internal/node/journal"
+	"github.com/skep-dev/skep/internal/snapshot"
+	folder "github.com/skep-dev/skep/internal/snapshot/backend/local"
+)
+
+const patience = 30 * time.Second
+
+// lab is a catalog with all it needs in a folder; it can be opened again.
+type lab struct {
+	*Catalog
+	t   *testing.T
+	dir string
+	j   *journal.Journal
+	mu  sync.Mutex
+	all []Event
+}
+
+func open(t *testing.T, dir string, edit ...func(*Config)) *lab {
+	t.Helper()
+	l := &lab{t: t, dir: dir}
+	var err error
+	if l.j, err = journal.Open(t.Context(), filepath.Join(dir, "node.db")); err != nil {
+		t.Fatal(err)
+	}
+	b, err := folder.Open(filepath.Join(dir, "store"), folder.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{
+		Dir: filepath.Join(dir, "local"), Journal: l.j, Patience: patience, Log: slog.New(slog.DiscardHandler),
+		Store: snapshot.New(b, snapshot.Options{Log: slog.New(slog.DiscardHandler)}),
+		OnEvent: func(e Event) {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.all = append(l.all, e)
+		},
+	}
+	for _, e := range edit {
+		e(&cfg)
+	}
+	if l.Catalog, err = Open(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.shut)
+	return l
+}
+
+func (l *lab) shut() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := l.Close(ctx); err != nil {
+		l.t.Error(err)
+	}
+	_ = l.j.Close()
+}
+
+func (l *lab) events(reason string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, e := range l.all {
+		if e.Reason == reason {
+			n++
+		}
+	}
+	return n
+}
+
+func want(key string, edit ...func(*snapshot.Requirements)) Want {
+	w := Want{Namespace: "ns", Service: "s", Revision: "s-" + key, Key: key, Policy: "after-ready", Requirements: snapshot.Requirements{
+		Driver: snapshot.Component{Name: "d", Version: "1"}, RootImage: "sha256:1",
+		CPU: snapshot.CPU{Arch: "amd64", Model: "m", Features: []string{"a", "b"}}, MemoryBytes: 1 << 20, VCPUs: 1,
+	}}
+	for _, e := range edit {
+		e(&w.Requirements)
+	}
+	return w
+}
+
+// content writes a snapshot with sparse memory.
+func content(text string) func(context.Context, string) error {
+	return func(_ context.Context, dir string) error {
+		f, err := os.Create(filepath.Join(dir, "memory"))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if _, err := f.WriteAt([]byte(strings.Repeat(text, 5000)), 512<<10); err != nil {
+			return err
+		}
+		return errors.Join(f.Truncate(1<<20), os.WriteFile(filepath.Join(dir, "state"), []byte(text), 0o600),
+			os.WriteFile(filepath.Join(dir, "empty"), nil, 0o600))
+	}
+}
+
+func (l *lab) save(key, text string) {
+	l.t.Helper()
+	if err := l.Create(l.t.Context(), want(key), false, content(text)); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) stored(key string) snapshot.ID {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(l.t.Context(), patience)
+	defer cancel()
+	id, err := l.Stored(ctx, key)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return id
+}
+
+// find takes a snapshot into use, which must have the text, or none if "".
+func (l *lab) find(key, text string) *Use {
+	l.t.Helper()
+	u := l.Find(l.t.Context(), want(key), false)
+	if text == "" {
+		if u != nil {
+			l.t.Fatalf("%s: found %v, want none", key, u.Image)
+		}
+		return nil
+	}
+	if u == nil {
+		l.t.Fatalf("%s: found nothing, want %q", key, text)
+	}
+	l.t.Cleanup(u.Release)
+	b, err := os.ReadFile(u.Image.File("state"))
+	if err != nil || string(b) != text {
+		l.t.Fatalf("%s: state %q, %v, want %q", key, b, err, text)
+	}
+	memory, err := os.ReadFile(u.Image.File("memory"))
+	if err != nil || len(memory) != 1<<20 || !strings.HasPrefix(string(memory[512<<10:]), text) {
+		l.t.Fatalf("%s: memory of %d bytes, %v", key, len(memory), err)
+	}
+	return u
+}
+
+func (l *lab) folders() int {
+	l.t.Helper()
+	all, err := os.ReadDir(filepath.Join(l.dir, "local"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return len(all)
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}

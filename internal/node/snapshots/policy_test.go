@@ -1,0 +1,150 @@
+package snapshots
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+func TestPolicies(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		policy         string
+		ready, end     bool
+		first, second  bool   // after that response
+		next0, next100 uint64 // after which to ask
+	}{
+		{"off", false, false, false, false, 0, 0},
+		{"after-ready", true, false, false, false, 0, 0},
+		{"at-scale-down", false, true, false, false, 0, 0},
+		{"after-first-response", false, false, true, true, 1, 101},
+		{"after-n=2", false, false, false, true, 2, 101},
+	} {
+		p, err := ParsePolicy(tt.policy)
+		if err != nil || p.String() != tt.policy {
+			t.Fatalf("%s: %v, %v", tt.policy, p, err)
+		}
+		got := []bool{
+			p.Save(Situation{Moment: AtReady}), p.Save(Situation{Moment: AtEnd, Responses: 9}),
+			p.Save(Situation{Moment: AtResponse, Responses: 1}), p.Save(Situation{Moment: AtResponse, Responses: 2}),
+		}
+		for n, want := range []bool{tt.ready, tt.end, tt.first, tt.second} {
+			if got[n] != want {
+				t.Errorf("%s: %v", tt.policy, got)
+			}
+		}
+		if p.Next(0) != tt.next0 || p.Next(100) != tt.next100 {
+			t.Errorf("%s: next %d, %d", tt.policy, p.Next(0), p.Next(100))
+		}
+	}
+	for _, bad := range []string{"", "sometimes", "after-n", "after-n=0", "after-n=-1", "after-n=1e9", "off=1"} {
+		if _, err := ParsePolicy(bad); err == nil || !strings.Contains(err.Error(), bad) {
+			t.Errorf("ParsePolicy(%q): %v", bad, err)
+		}
+	}
+}
+
+func TestPool(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1000, 0)
+	ago := func(seconds ...int) (at []time.Time) {
+		for _, s := range seconds {
+			at = append(at, now.Add(-time.Duration(s)*time.Second))
+		}
+		return at
+	}
+	for _, tt := range []struct {
+		pool   string
+		starts []time.Time
+		want   int
+	}{
+		{"0", ago(1), 0}, {"3", nil, 3}, {"16", nil, 16},
+		{"auto", nil, 0}, {"auto", ago(61), 0}, {"auto", ago(70, 5), 1}, {"auto", ago(9, 8, 7, 6, 5, 4), 4},
+	} {
+		p, err := ParsePool(tt.pool)
+		if err != nil || p.String() != tt.pool {
+			t.Fatalf("%s: %v, %v", tt.pool, p, err)
+		}
+		if got := p.Size(now, tt.starts); got != tt.want {
+			t.Errorf("%s: %d, want %d", tt.pool, got, tt.want)
+		}
+	}
+	for _, bad := range []string{"", "17", "-1", "many"} {
+		if _, err := ParsePool(bad); err == nil {
+			t.Errorf("ParsePool(%q): no error", bad)
+		}
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1000, 0)
+	var b backoff
+	if b.blocked(now) {
+		t.Error("blocked without a failure")
+	}
+	for n, want := range []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second} {
+		b.failed(now)
+		if !b.blocked(now.Add(want-1)) || b.blocked(now.Add(want)) {
+			t.Errorf("failure %d: until %s", n+1, b.until.Sub(now))
+		}
+	}
+	for range 100 {
+		b.failed(now)
+	}
+	if d := b.until.Sub(now); d != maxPause {
+		t.Errorf("after many failures: %s", d)
+	}
+	if b.worked(); b.blocked(now) {
+		t.Error("blocked after a success")
+	}
+}
+
+func TestOptions(t *testing.T) {
+	t.Parallel()
+	can := sandbox.Capabilities{Snapshot: true, RestoreModes: []sandbox.RestoreMode{sandbox.RestoreEager}}
+	off, _ := ParsePolicy("off")
+	for _, tt := range []struct {
+		name string
+		o    Options
+		can  sandbox.Capabilities
+		mode sandbox.RestoreMode
+		bad  bool
+	}{
+		{"default", Options{Policy: DefaultPolicy, Restore: true}, can, "", false},
+		{"mode", Options{Mode: sandbox.RestoreEager, Must: true}, can, sandbox.RestoreEager, false},
+		{"default mode it cannot", Options{Mode: sandbox.RestorePager}, can, "", false},
+		{"mode it cannot", Options{Mode: sandbox.RestorePager, Must: true}, can, "", true},
+		{"no snapshots", Options{Policy: DefaultPolicy, Restore: true}, sandbox.Capabilities{}, "", false},
+		{"policy without snapshots", Options{Policy: DefaultPolicy, Must: true}, sandbox.Capabilities{}, "", true},
+		{"off without snapshots", Options{Policy: off, Must: true}, sandbox.Capabilities{}, "", false},
+	} {
+		got, err := tt.o.Check("d", tt.can)
+		if (err != nil) != tt.bad || err == nil && got.Mode != tt.mode || !tt.can.Snapshot && err == nil && got.Restore {
+			t.Errorf("%s: %+v, %v", tt.name, got, err)
+		}
+	}
+}
+
+func FuzzAnnotations(f *testing.F) {
+	for _, s := range []string{"after-n=10", "auto", "pager", "SIGUSR2", "/path", "=", "after-n=\x00", "/a b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, err := ParsePolicy(s); err == nil {
+			if again, err := ParsePolicy(p.String()); err != nil || again.String() != p.String() {
+				t.Errorf("policy %q: %v, %v", s, again, err)
+			}
+		}
+		if p, err := ParsePool(s); err == nil && p.Size(time.Now(), nil) > MaxPool {
+			t.Errorf("pool %q", s)
+		}
+		if path, err := ParsePath(s); err == nil && strings.ContainsAny(path, " \r\n") {
+			t.Errorf("path %q", s)
+		}
+		_, _, _ = ParseMode(s)
+		_, _ = ParseSignal(s)
+	})
+}

@@ -1,0 +1,146 @@
+package snapdir
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/snapfaas/guest"
+)
+
+var machine = Machine{MemoryMiB: 128, VCPUs: 1, Rootfs: "r", Driver: sandbox.Compatibility{Version: "7", Kernel: "k", CPUFeatures: []string{"a", "b"}}}
+
+// write makes a snapshot in a new folder.
+func write(t *testing.T, id, base string) string {
+	t.Helper()
+	dir := t.TempDir()
+	err := Write(dir, Meta{ID: id, Base: base, Point: guest.App, Machine: machine}, func(dir string) error {
+		return os.WriteFile(filepath.Join(dir, sandbox.FileMemory), []byte(id), 0o600)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestWriteOpen(t *testing.T) {
+	base, diff, top := write(t, "b", ""), write(t, "d", "b"), write(t, "t", "d")
+	s, err := Open(base, diff, top)
+	if err != nil || s.ID != "t" || s.Point != guest.App || strings.Join(s.Dirs, " ") != top+" "+diff+" "+base {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	if err := s.Fits(machine); err != nil {
+		t.Error(err)
+	}
+	if i, err := s.Image(false); err != nil || i.WorkingSet != "" || len(i.Dirs) != 3 {
+		t.Errorf("%+v, %v", i, err)
+	}
+	if _, err := s.Image(true); err == nil || !strings.Contains(err.Error(), "--dump_ws") {
+		t.Errorf("no working set: %v", err)
+	}
+	ws := filepath.Join(top, WorkingSet)
+	if err := os.WriteFile(ws, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := s.Image(true); err != nil || i.WorkingSet != ws {
+		t.Errorf("%+v, %v", i, err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	base, diff, alien := write(t, "b", ""), write(t, "d", "b"), write(t, "d", "x")
+	for _, test := range []struct {
+		dirs []string
+		want string
+	}{
+		{nil, "0 folders"},
+		{[]string{diff}, "name its base first"},
+		{[]string{base, base}, "a base itself"},
+		{[]string{base, alien}, "a diff of another base"},
+		{[]string{t.TempDir()}, "no snapshot in it"},
+		{[]string{"/none"}, "no such file"},
+	} {
+		if _, err := Open(test.dirs...); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%q: %v, want %q", test.dirs, err, test.want)
+		}
+	}
+}
+
+func TestFits(t *testing.T) {
+	s, err := Open(write(t, "b", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(m *Machine){
+		"--mem_size was 128 and is 64":   func(m *Machine) { m.MemoryMiB = 64 },
+		"--vcpu_count":                   func(m *Machine) { m.VCPUs = 2 },
+		"root file system":               func(m *Machine) { m.Rootfs = "x" },
+		"QEMU was 7 and is 8":            func(m *Machine) { m.Driver.Version = "8" },
+		"kernel":                         func(m *Machine) { m.Driver.Kernel = "x" },
+		"agent":                          func(m *Machine) { m.Driver.Agent = "x" },
+		"processor":                      func(m *Machine) { m.Driver.CPUModel = "x" },
+		"processor's features are other": func(m *Machine) { m.Driver.CPUFeatures = []string{"a"} },
+	} {
+		m := machine
+		change(&m)
+		if err := s.Fits(m); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+// A failure leaves the folder's old snapshot alone.
+func TestWriteFails(t *testing.T) {
+	dir := write(t, "old", "")
+	bad := errors.New("disk is full")
+	err := Write(dir, Meta{ID: "new", Point: guest.App}, func(d string) error {
+		_ = os.WriteFile(filepath.Join(d, sandbox.FileMemory), []byte("half"), 0o600)
+		return bad
+	})
+	if !errors.Is(err, bad) {
+		t.Errorf("%v", err)
+	}
+	s, err := Open(dir)
+	if err != nil || s.ID != "old" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 2 {
+		t.Errorf("%v, %v", left, err)
+	}
+	if err := Write(filepath.Join(dir, "none"), Meta{}, nil); err == nil || !strings.Contains(err.Error(), "mkdir -p") {
+		t.Errorf("a folder that is not there: %v", err)
+	}
+}
+
+func TestFingerprint(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	seen := map[string]bool{}
+	for _, content := range []string{"", "a", "b", strings.Repeat("a", 1<<20), strings.Repeat("a", 1<<20-1) + "b"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := Fingerprint(path)
+		if err != nil || seen[f] {
+			t.Errorf("%d bytes: %s, %v", len(content), f, err)
+		}
+		seen[f] = true
+	}
+	if _, err := Fingerprint(filepath.Dir(path)); err == nil {
+		t.Error("a folder has a fingerprint")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"version":1,"id":"a","point":"app","machine":{"memoryMiB":1}}`))
+	f.Add([]byte(`{"version":2}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		m, err := parse(in)
+		if err == nil && (m.Version != version || m.ID == "") {
+			t.Errorf("%q: %+v", in, m)
+		}
+	})
+}
