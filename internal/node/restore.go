@@ -60,17 +60,21 @@ func (i *Instance) prepare(ctx context.Context) error {
 	if err := i.describe(ctx); err != nil {
 		return err
 	}
-	use := i.node.cfg.Snapshots.Find(ctx, i.want, i.driver.Capabilities().OnDemandMemory)
+	mode := i.options.Mode
+	use := i.node.cfg.Snapshots.Find(ctx, i.want, records(i.driver.Capabilities(), mode))
 	if use == nil {
 		return errNoSnapshot
 	}
 	i.use = use
 	i.onClean(func(context.Context) error { use.Release(); return nil })
 	i.phase("snapshot")
+	if use.Record {
+		mode = "" // the driver knows in which it can
+	}
 	if err := i.journal(ctx); err != nil {
 		return err
 	}
-	box, err := s.Prepare(ctx, i.spec, sandbox.Restore{Image: use.Image, Mode: i.options.Mode, Record: use.Record})
+	box, err := s.Prepare(ctx, i.spec, sandbox.Restore{Image: use.Image, Mode: mode, Record: use.Record})
 	if err != nil {
 		return i.explain(fmt.Errorf("prepare sandbox: %w", err))
 	}
@@ -118,4 +122,14 @@ func (i *Instance) describe(ctx context.Context) error {
 	}
 	i.wanted = true
 	return nil
+}
+
+// records tells whether a working set is of use: to those modes that load it
+// ahead, with a driver that can record one.
+func records(can sandbox.Capabilities, mode sandbox.RestoreMode) bool {
+	switch mode {
+	case "", sandbox.RestoreHint, sandbox.RestorePager:
+		return can.OnDemandMemory
+	}
+	return false
 }

@@ -86,6 +86,7 @@ type entry struct {
 	loading         chan struct{}
 	saves, restores backoff
 	foreign         map[snapshot.ID]bool // was told
+	unrecorded      int                  // recordings that failed, in all
 }
 
 type stored struct {

@@ -112,6 +112,9 @@ func (u *Use) Recorded(ctx context.Context, write func(ctx context.Context, path
 	path := filepath.Join(c.dir(l), name)
 	if err := write(ctx, path); err != nil {
 		_ = os.Remove(path) // else it goes with the folder
+		c.mu.Lock()
+		c.key(u.key).unrecorded++
+		c.mu.Unlock()
 		return fmt.Errorf("record the working set: %w", err)
 	}
 	p, bytes, err := printOf(path)

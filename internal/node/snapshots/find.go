@@ -89,7 +89,7 @@ func (c *Catalog) here(w Want, record bool) *Use {
 		c.noteUse(l)
 	}
 	u := &Use{c: c, l: l, key: w.Key, Image: c.image(l)}
-	if record && l.rec.WorkingSet == "" && !l.recording {
+	if record && l.rec.WorkingSet == "" && !l.recording && e.unrecorded < giveUp {
 		u.Record, l.recording = true, true
 	}
 	return u
@@ -168,6 +168,9 @@ func (u *Use) Failed(cause error) {
 	now := c.cfg.Now()
 	e := c.key(u.key)
 	e.restores.failed(now)
+	if u.Record {
+		e.unrecorded++
+	}
 	id, hopeless := u.l.rec.Snapshot, e.restores.failures >= giveUp
 	labels := u.l.rec.Manifest.Labels
 	if id.IsZero() || hopeless {
