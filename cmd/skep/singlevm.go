@@ -162,6 +162,9 @@ func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	fmt.Fprintf(log, "Total requests: %d, Total responses: %d\n", totals.Requests, totals.Responses)
 	fmt.Fprintln(log, "***********************************************")
 	fmt.Fprintln(log, "Shutting down vm...")
+	if cmd.Context().Err() != nil {
+		err = errors.New("interrupted")
+	}
 	if err == nil && totals.Requests != totals.Responses {
 		err = fmt.Errorf("%d of %d requests failed", totals.Requests-totals.Responses, totals.Requests)
 	}
