@@ -17,6 +17,8 @@ type link struct {
 	connect func(context.Context) (*agent.Client, error)
 
 	connecting chan struct{} // lock of connecting
+	life       context.Context
+	end        context.CancelFunc // of life: close ends a connect under way
 
 	mu     sync.Mutex
 	client *agent.Client // nil: there is none
@@ -27,7 +29,8 @@ type link struct {
 var errLinkClosed = errors.New("the connection with the guest's agent is closed")
 
 func newLink(connect func(context.Context) (*agent.Client, error)) *link {
-	return &link{connect: connect, connecting: make(chan struct{}, 1)}
+	life, end := context.WithCancel(context.Background())
+	return &link{connect: connect, connecting: make(chan struct{}, 1), life: life, end: end}
 }
 
 // hold ends the connection; there is no other until release.
@@ -56,6 +59,7 @@ func (l *link) close() {
 	l.closed = true
 	l.drop()
 	l.mu.Unlock()
+	l.end()
 	l.release()
 }
 
@@ -105,6 +109,9 @@ func (l *link) make(ctx context.Context) error {
 	if c, held, closed := l.state(); c != nil || held != nil || closed {
 		return nil
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.life, cancel)()
 	c, err := l.connect(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -15,7 +15,6 @@ const fits = 8 << 30
 type density struct {
 	driver string
 	fn     *function
-	mode   sandbox.RestoreMode
 	n      int
 	one    memory // of the first clone alone
 	all    memory // of all n

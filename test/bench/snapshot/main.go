@@ -25,7 +25,6 @@ type options struct {
 	runs, cycles, most, rounds, clones  int
 	drivers, functions, sections        []string
 	out, plots, runsc, pagerTable, perf string
-	pagerSize                           int
 }
 
 // Sections of the report.

@@ -65,6 +65,7 @@ Trust the ratios, which are of one run, more than the absolute times.
 - "Boot" is Create and Start until the port is open, then a request. "Restore" is Prepare and Start of a snapshot, then a request; the function had
   answered one request before the snapshot was made. A time ends with the first byte of the response.
 - "Prepared": Create or Prepare was done ahead, as for a pool of prepared sandboxes. "From nothing": it counts too. Ratios to boot have the whole boot above.
+  A mode that loads memory in Prepare (gvisor's eager does) shows little of it when prepared, also when cold.
 - "Hot": the snapshot's files are in the page cache. "Cold": fsync and posix_fadvise(DONTNEED) before Prepare on exactly these files, checked with mincore.
 - All kinds of starts of one function take turns in a mixed order.
 - PSS: proportional set size of all of a sandbox's processes after the response, when it is the only one. Charged: what its cgroup is charged with, less page cache; most of

@@ -129,7 +129,7 @@ func (r *results) measure(ctx context.Context, w *world, d sandbox.Driver, fns [
 		return
 	}
 	for _, f := range fns {
-		if r.o.wants(secRemote) && f.name == fnNumpy {
+		if r.o.wants(secRemote) && f.name == fnPython {
 			try("snapshots far away, "+f.title, func() error {
 				x, err := measureStarts(ctx, w, d, f, r.o.runs, true)
 				if x != nil {

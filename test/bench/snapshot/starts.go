@@ -230,12 +230,12 @@ func (s *subject) planImage(prefix string, i sandbox.Image) {
 		s.ways = append(s.ways, &way{name: prefix + name, restore: &sandbox.Restore{Image: i, Mode: mode}})
 	}
 	for _, mode := range s.driver.Capabilities().RestoreModes {
-		switch {
-		case mode == sandbox.RestoreHint:
+		switch mode {
+		case sandbox.RestoreHint:
 			if i.WorkingSet != "" {
 				add(string(mode), mode, i)
 			}
-		case mode == sandbox.RestorePager:
+		case sandbox.RestorePager:
 			add(wayOnDemand, mode, bare)
 			if i.WorkingSet != "" {
 				add(wayPager, mode, i)
