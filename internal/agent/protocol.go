@@ -52,7 +52,7 @@ const (
 	maxExecs    = 128      // processes besides the function's at once
 	maxDisks    = 16       // besides the root's
 	longPoll    = 20 * time.Second
-	handshake   = 2 * time.Second
+	handshake   = 20 * time.Second // emulated guests on busy processors are slow
 )
 
 // LongPoll is how long the agent holds a call that waits for something. The
