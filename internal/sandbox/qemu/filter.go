@@ -20,8 +20,8 @@ const (
 	seccompArg2 = 16 + 16
 )
 
-// returnZero makes a system call return 0 and do nothing.
-const returnZero = unix.SECCOMP_RET_ERRNO | 0
+// returnZero makes a system call return 0 and do nothing: error number 0.
+const returnZero = unix.SECCOMP_RET_ERRNO
 
 // filter is the program for the kernel.
 func filter() []unix.SockFilter {

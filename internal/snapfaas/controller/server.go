@@ -79,7 +79,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration)
 	if serr := s.http.Shutdown(limit); serr != nil {
 		_ = s.http.Close()
 	}
-	<-served
+	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
 	ended := make(chan struct{})
 	go func() { s.conns.Wait(); close(ended) }()
 	select {

@@ -8,6 +8,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -51,20 +52,19 @@ type app struct {
 }
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "runtime:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "runtime:", run(context.Background()))
+	os.Exit(1)
 }
 
-func run() error {
+// run serves until that fails.
+func run(ctx context.Context) error {
 	var a *app
 	if _, err := os.Stat(program()); err == nil { // it is part of the root file system
-		if a, err = load(); err != nil {
+		if a, err = load(ctx); err != nil {
 			return err
 		}
 	}
-	l, err := net.Listen("tcp4", ":"+port)
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp4", ":"+port)
 	if err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		if err := serve(c, &a); err != nil {
+		if err := serve(ctx, c, &a); err != nil {
 			fmt.Fprintln(os.Stderr, "connection:", err)
 		}
 		_ = c.Close()
@@ -82,8 +82,8 @@ func run() error {
 
 func program() string { return filepath.Join(folder, "workload") }
 
-func load() (*app, error) {
-	cmd := exec.Command(program())
+func load(ctx context.Context) (*app, error) {
+	cmd := exec.CommandContext(ctx, program())
 	cmd.Dir = folder
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -109,7 +109,7 @@ func load() (*app, error) {
 	return a, nil
 }
 
-func serve(c net.Conn, a **app) error {
+func serve(ctx context.Context, c net.Conn, a **app) error {
 	hello := message{Type: "runtime-ready", Runtime: "go"}
 	if *a != nil {
 		hello.Type = "app-ready"
@@ -125,18 +125,18 @@ func serve(c net.Conn, a **app) error {
 		if err != nil {
 			return err
 		}
-		if err := send(c, answer(m, a)); err != nil {
+		if err := send(c, answer(ctx, m, a)); err != nil {
 			return err
 		}
 	}
 }
 
-func answer(m message, a **app) message {
+func answer(ctx context.Context, m message, a **app) message {
 	var err error
 	switch m.Type {
 	case "load-app":
 		if *a == nil {
-			*a, err = load()
+			*a, err = load(ctx)
 		}
 		if err == nil {
 			return message{Type: "app-ready"}
