@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -89,7 +90,8 @@ func TestProtocols(t *testing.T) {
 func TestInvokeGRPC(t *testing.T) {
 	t.Parallel()
 	s := shared(t)
-	name := s.deploy("reflect", "--protocol", "h2c", "--env", "MODE=reflect")
+	image := strings.TrimSpace(s.ok("image", "build", filepath.Join(root, "test/e2e/functions/health"), "--name", "local/health"))
+	name := s.deploy0("health", image, "--protocol", "h2c")
 	out := s.ok("invoke", name, "--grpc", "grpc.health.v1.Health/Check", "--data", `{"service":""}`)
 	if !strings.Contains(out, "SERVING") {
 		t.Errorf("it answers %q", out)

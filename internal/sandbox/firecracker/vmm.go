@@ -182,3 +182,6 @@ func (v *vmm) awaitReady(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", ctx.Err(), v.Explain())
 	}
 }
+
+// OutOfMemory says if the guest's kernel gave up for want of memory.
+func (v *vmm) OutOfMemory() bool { return v.console.OutOfMemory() }

@@ -41,6 +41,9 @@ type Machine interface {
 	Kill()
 	// Explain says why the machine has ended, or does not answer.
 	Explain() error
+	// OutOfMemory says if the machine ended because the guest's own kernel
+	// could not go on for want of memory.
+	OutOfMemory() bool
 }
 
 // Box is one machine with one function. It implements sandbox.Sandbox but for

@@ -16,6 +16,9 @@ const (
 	consoleLine  = 512 // bytes of a line
 )
 
+// kernelPanic begins what a Linux kernel says at its end.
+const kernelPanic = "Kernel panic"
+
 // Console reads what the guest's kernel and agent print: to learn that the
 // agent listens, and to explain why a guest ended.
 type Console struct {
@@ -23,6 +26,7 @@ type Console struct {
 	done  chan struct{} // closed at the end
 
 	mu    sync.Mutex
+	why   string // the first line that says why the guest gave up
 	lines []string
 }
 
@@ -72,21 +76,32 @@ func (c *Console) add(line string) {
 	}, strings.ToValidUTF8(line, "?"))
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.why == "" && (strings.Contains(line, agent.FailedMessage) || strings.Contains(line, kernelPanic)) {
+		c.why = line
+	}
 	if len(c.lines) == consoleLines {
 		c.lines = append(c.lines[:0], c.lines[1:]...)
 	}
 	c.lines = append(c.lines, line)
 }
 
-// Tail returns the last lines, in one.
+// Tail is what says why the guest ended: the agent's own words, a panic's first
+// line, or else the last lines, in one.
 func (c *Console) Tail() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// What says why: the agent's own words, or a panic's first line.
-	for _, l := range c.lines {
-		if strings.Contains(l, agent.FailedMessage) || strings.Contains(l, "Kernel panic") {
-			return l
-		}
+	if c.why != "" {
+		return c.why
 	}
 	return strings.Join(c.lines[max(0, len(c.lines)-5):], " | ")
+}
+
+// OutOfMemory says if the guest's kernel gave up for want of memory: its
+// out-of-memory killer found nobody to kill, as the only one who could be was
+// dying already and needed memory for that.
+func (c *Console) OutOfMemory() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Contains(c.why, kernelPanic) &&
+		(strings.Contains(c.why, "deadlocked on memory") || strings.Contains(c.why, "Out of memory"))
 }

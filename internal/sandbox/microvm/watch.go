@@ -100,7 +100,7 @@ func (b *Box) lost(err error) sandbox.Exit {
 		e.Reason = err.Error()
 		b.Machine.Kill()
 	}
-	if n, err := b.Group.OOMKills(); err == nil && n > 0 {
+	if n, err := b.Group.OOMKills(); err == nil && n > 0 || b.Machine.OutOfMemory() {
 		e.OOMKilled = true
 	}
 	return e

@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/agent/agentpb"
 	"github.com/skep-dev/skep/internal/agent/guestbin"
 )
@@ -68,29 +67,6 @@ func TestVCPUs(t *testing.T) {
 func TestTSC(t *testing.T) {
 	if khz := tscKHz(); khz < 100_000 || khz > 20_000_000 {
 		t.Errorf("%d kHz", khz)
-	}
-}
-
-func TestConsole(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := readConsole(r)
-	for range 2 * consoleLines {
-		_, _ = w.WriteString(strings.Repeat("x", 3*consoleLine) + "\x1b[2J\n")
-	}
-	_, _ = w.WriteString(agent.ReadyMessage + "\r\nlast\n")
-	w.Close()
-	<-c.ready
-	<-c.done
-	if got := c.tail(); !strings.HasSuffix(got, "last") || strings.Contains(got, "\x1b") || len(got) > 6*consoleLine {
-		t.Errorf("%q", got)
-	}
-	c.add("[    1.0] Kernel panic - not syncing: why")
-	c.add("---[ end")
-	if got := c.tail(); !strings.HasSuffix(got, "not syncing: why") {
-		t.Errorf("%q", got)
 	}
 }
 

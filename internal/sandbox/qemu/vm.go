@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 	"net"
 	"os"
 	"os/exec"
@@ -23,7 +24,7 @@ import (
 // vm is a running QEMU.
 type vm struct {
 	cmd     *exec.Cmd
-	console *console
+	console *microvm.Console
 	stderr  tailBuffer
 	qmp     *qmp.Client
 	greeted time.Time
@@ -91,10 +92,10 @@ func startVM(ctx context.Context, program string, m machine, memory *os.File, fi
 	if placed == nil {
 		placed = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", v.cmd.Process.Pid), []byte(oomScoreAdj), 0)
 	}
-	v.console = readConsole(out)
+	v.console = microvm.ReadConsole(out)
 	go func() {
 		_ = v.cmd.Wait() // how it ended, explain says
-		<-v.console.done
+		<-v.console.Done()
 		close(v.dead)
 	}()
 	v.qmp, err = qmp.Open(ctx, qmpEnd, v.event)
@@ -211,7 +212,7 @@ func (v *vm) explain() error {
 	if s := v.stderr.String(); s != "" {
 		parts = append(parts, "QEMU says: "+s)
 	}
-	if s := v.console.tail(); s != "" {
+	if s := v.console.Tail(); s != "" {
 		parts = append(parts, "its console says: "+s)
 	}
 	return errors.New(strings.Join(parts, "; "))
@@ -220,11 +221,11 @@ func (v *vm) explain() error {
 // awaitReady waits until the guest's agent listens.
 func (v *vm) awaitReady(ctx context.Context) error {
 	select {
-	case <-v.console.ready:
+	case <-v.console.Ready():
 		return nil
 	case <-v.dead:
 		select {
-		case <-v.console.ready: // and ended at once, as a probe does
+		case <-v.console.Ready(): // and ended at once, as a probe does
 			return nil
 		default:
 		}

@@ -116,7 +116,7 @@ func (b *box) lost(err error) sandbox.Exit {
 		e.Reason = err.Error()
 		b.vm.kill()
 	}
-	if n, err := b.group.OOMKills(); err == nil && n > 0 {
+	if n, err := b.group.OOMKills(); err == nil && n > 0 || b.vm.console.OutOfMemory() {
 		e.OOMKilled = true
 	}
 	return e

@@ -19,10 +19,6 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/reflection"
 )
 
 var (
@@ -90,15 +86,6 @@ func main() {
 	mux.HandleFunc("/hook/", hook)
 	mux.HandleFunc("POST /skep.test.Echo/Echo", grpcEcho)
 	mux.HandleFunc("POST /skep.test.Echo/Fail", grpcFail)
-
-	if os.Getenv("MODE") == "reflect" { // an ordinary gRPC server beside the rest
-		g := grpc.NewServer()
-		healthpb.RegisterHealthServer(g, health.NewServer())
-		reflection.Register(g)
-		for name := range g.GetServiceInfo() {
-			mux.Handle("/"+name+"/", g)
-		}
-	}
 
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
