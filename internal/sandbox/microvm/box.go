@@ -219,7 +219,7 @@ func (b *Box) Start(ctx context.Context) error {
 func (b *Box) startWith(ctx context.Context, begin func(context.Context) error) error {
 	b.mu.Lock()
 	bad := b.started || b.destroyed
-	b.started = true
+	b.started = b.started || !bad // Destroy waits for the end of what started
 	b.mu.Unlock()
 	if bad {
 		return b.wrap(errors.New("started already, or destroyed"))

@@ -105,7 +105,7 @@ func (b *box) Phases() []sandbox.Phase {
 func (b *box) Start(ctx context.Context) error {
 	b.mu.Lock()
 	bad := b.started || b.destroyed
-	b.started = true
+	b.started = b.started || !bad // Destroy waits for the end of what started
 	b.mu.Unlock()
 	if bad {
 		return fmt.Errorf("qemu: sandbox %s: started already, or destroyed", b.spec.ID)
