@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -84,6 +85,13 @@ func (r *recorder) Restored(got *Restored) error {
 	defer r.mu.Unlock()
 	r.restored = append(r.restored, got)
 	return nil
+}
+
+// told is what Restored was given so far.
+func (r *recorder) told() []*Restored {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.restored)
 }
 
 // serve starts a server, and returns a way to dial it.

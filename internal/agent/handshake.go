@@ -69,9 +69,11 @@ func shake(ctx context.Context, dial func(context.Context) (net.Conn, error), t 
 	if err != nil {
 		return nil, fmt.Errorf("dial the guest's agent: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	// Before AfterFunc: it may move the deadline at once.
 	deadline, _ := ctx.Deadline()
-	err = present(conn, t, op, deadline)
+	_ = conn.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	err = present(conn, t, op)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -83,8 +85,7 @@ func shake(ctx context.Context, dial func(context.Context) (net.Conn, error), t 
 }
 
 // present shows the token to the agent.
-func present(c net.Conn, t Token, op byte, deadline time.Time) error {
-	_ = c.SetDeadline(deadline)
+func present(c net.Conn, t Token, op byte) error {
 	if _, err := c.Write(append(t[:len(t):len(t)], op)); err != nil {
 		return fmt.Errorf("show the token: %w", err)
 	}

@@ -70,10 +70,11 @@ func TestResume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(g.restored) != 1 {
-		t.Fatalf("the guest was told %d times", len(g.restored))
+	told := g.told()
+	if len(told) != 1 {
+		t.Fatalf("the guest was told %d times", len(told))
 	}
-	got := *g.restored[0]
+	got := *told[0]
 	if got.Wall.Before(before) || got.Wall.After(time.Now()) {
 		t.Errorf("it was told that it is %v", got.Wall)
 	}
