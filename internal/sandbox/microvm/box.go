@@ -69,7 +69,7 @@ type Box struct {
 	destroyed bool
 	exit      sandbox.Exit // valid after ended
 	phases    []sandbox.Phase
-	conns     connSet
+	conns     ConnSet
 }
 
 var (
@@ -333,7 +333,7 @@ func (b *Box) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if err != nil {
 		return nil, b.failed(err)
 	}
-	return b.conns.add(c)
+	return b.conns.Add(c)
 }
 
 // Stats measures the whole machine on the host.
@@ -386,7 +386,7 @@ func (b *Box) DestroyWith(ctx context.Context, free func(context.Context) error)
 		}
 	}
 	b.link.close()
-	b.conns.close()
+	b.conns.Close()
 	if b.Group != nil {
 		errs = append(errs, b.Group.Kill(ctx), b.Group.Delete(ctx))
 	}

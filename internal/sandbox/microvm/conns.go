@@ -7,9 +7,9 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
-// connSet is a sandbox's open connections: a machine that ends says nothing
+// ConnSet is a sandbox's open connections: a machine that ends says nothing
 // to those at the other end, so we must.
-type connSet struct {
+type ConnSet struct {
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
 	closed bool
@@ -18,7 +18,7 @@ type connSet struct {
 // conn is a TCP connection that its set knows.
 type conn struct {
 	*net.TCPConn
-	set *connSet
+	set *ConnSet
 }
 
 // Close closes the connection and has the set forget it.
@@ -29,7 +29,8 @@ func (c *conn) Close() error {
 	return c.TCPConn.Close()
 }
 
-func (s *connSet) add(c net.Conn) (net.Conn, error) {
+// Add has the set know a connection that was just made.
+func (s *ConnSet) Add(c net.Conn) (net.Conn, error) {
 	t, ok := c.(*net.TCPConn)
 	if !ok {
 		return c, nil
@@ -48,8 +49,8 @@ func (s *connSet) add(c net.Conn) (net.Conn, error) {
 	return w, nil
 }
 
-// reset ends all connections so that nothing of them is left at either end.
-func (s *connSet) reset() {
+// Reset ends all connections so that nothing of them is left at either end.
+func (s *ConnSet) Reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
@@ -59,7 +60,8 @@ func (s *connSet) reset() {
 	clear(s.conns)
 }
 
-func (s *connSet) close() {
+// Close ends all connections, and those that are added later.
+func (s *ConnSet) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true

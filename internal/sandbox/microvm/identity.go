@@ -17,7 +17,7 @@ const resumeTimeout = time.Minute
 // returns must be known to resume a restored machine. Whatever comes of the
 // snapshot, Reconnect must follow.
 func (b *Box) Suspend(ctx context.Context) (agent.Token, agent.Marks, error) {
-	b.conns.reset()
+	b.conns.Reset()
 	b.link.hold() // who wants the agent waits for Reconnect
 	marks, err := agent.Suspend(ctx, b.Dialer(agent.Port), b.token)
 	if err == nil {

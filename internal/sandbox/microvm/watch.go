@@ -110,7 +110,7 @@ func (b *Box) lost(err error) sandbox.Exit {
 func (b *Box) end(e sandbox.Exit) {
 	b.exit = e
 	close(b.ended)
-	time.AfterFunc(lastWords, b.conns.close)
+	time.AfterFunc(lastWords, b.conns.Close)
 }
 
 // forgiving goes on when its writer fails: a function must not stop because

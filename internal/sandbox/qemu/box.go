@@ -14,6 +14,7 @@ import (
 	"github.com/skep-dev/skep/internal/agent/agentpb"
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 	"github.com/skep-dev/skep/internal/sandbox/ocispec"
 )
 
@@ -46,7 +47,7 @@ type box struct {
 	destroyed bool
 	exit      sandbox.Exit // valid after ended
 	phases    []sandbox.Phase
-	conns     connSet
+	conns     microvm.ConnSet
 }
 
 var (
@@ -243,7 +244,7 @@ func (b *box) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if err != nil {
 		return nil, b.failed(err)
 	}
-	return b.conns.add(c)
+	return b.conns.Add(c)
 }
 
 // Stats measures the whole machine on the host.
@@ -286,7 +287,7 @@ func (b *box) Destroy(ctx context.Context) error {
 		errs = append(errs, b.vm.wait(ctx), ignoreClosed(b.vm.qmp.Close()))
 	}
 	b.link.close()
-	b.conns.close()
+	b.conns.Close()
 	if b.image != nil {
 		errs = append(errs, b.image.close(ctx))
 	}

@@ -71,6 +71,8 @@ func (b *box) newPaging(r sandbox.Restore, devices []byte) (theirs *os.File, err
 		State: &migration.State{
 			Machine: machineType, SectionID: memorySection, Devices: devices,
 			Blocks: []migration.Block{{Name: memoryBlock, Size: uint64(size)}},
+			// Or a request for a page of firmware would end the machine.
+			DevicesOnly: true,
 		},
 		Block: memoryBlock, Memory: b.image.source, Record: r.Record,
 		Kill: func(ctx context.Context) error {

@@ -64,7 +64,7 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File, stat
 			return err
 		}
 	}
-	b.conns.reset()
+	b.conns.Reset()
 	// From here on the machine must get its agent's connection back.
 	b.link.hold()
 	marks, err := agent.Suspend(ctx, b.dialer(agent.Port), b.token)

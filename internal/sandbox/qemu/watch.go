@@ -126,7 +126,7 @@ func (b *box) lost(err error) sandbox.Exit {
 func (b *box) end(e sandbox.Exit) {
 	b.exit = e
 	close(b.ended)
-	time.AfterFunc(lastWords, b.conns.close)
+	time.AfterFunc(lastWords, b.conns.Close)
 }
 
 // forgiving goes on when its writer fails: a function must not stop because
