@@ -36,7 +36,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.jobs, "jobs", "qemu,firecracker", "drivers to test; firecracker needs the programs firecracker and jailer on PATH")
+	flag.StringVar(&o.jobs, "jobs", "qemu,firecracker", "tests to run, of: qemu, firecracker (needs the programs firecracker and jailer on PATH), cgroup, runc, gvisor, cgroup2 (the last three)")
 	flag.StringVar(&o.exec, "exec", "", "instead of tests, run this command in the machine")
 	flag.StringVar(&o.with, "with", "", "programs and files of this machine to pack for -exec, separated by commas")
 	flag.StringVar(&o.run, "run", "", "regular expression of tests, as go test's; empty is each job's own choice, . is all")

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -31,9 +32,9 @@ var testPrograms = []string{
 var firstModules = []string{"virtio_mmio", "virtio_blk", "erofs", "overlay"}
 
 // modules are loaded before a job; the kernel loads others by need.
-var modules = []string{"kvm-amd", "tun"}
+var modules = []string{"kvm-amd", "tun", "loop"}
 
-// job is a driver's tests.
+// job is a package's tests.
 type job struct {
 	pkg      string
 	subset   string // tests run without -run, which take a minute or two
@@ -42,11 +43,16 @@ type job struct {
 	optional bool // left out where a tool is missing
 }
 
+// groups are names for several jobs.
+var groups = map[string][]string{
+	"cgroup2": {"cgroup", "runc", "gvisor"},
+}
+
 // conformance is the part of the suite that shows most for its time: nested in
 // an emulated machine everything takes ten times as long. KVMLAB='-run .' is all.
 const conformance = "TestConformance$/^(Probe|HTTP|Exec|Dial)$|TestConformance$/^Snapshot$/^(Compatibility|Record|Again)$"
 
-var drivers = map[string]job{
+var packages = map[string]job{
 	"qemu": {
 		pkg: "internal/sandbox/qemu", subset: conformance,
 		tools: []string{"qemu-system-x86_64"}, env: []string{"SKEP_TEST_ACCEL=kvm"},
@@ -55,6 +61,11 @@ var drivers = map[string]job{
 		pkg: "internal/sandbox/firecracker", subset: conformance + "|TestOptions$/^HTTP$|TestHugePages$/^HTTP$",
 		tools: []string{"firecracker", "jailer"}, env: []string{"SKEP_TEST_ACCEL=kvm"}, optional: true,
 	},
+	// These need no KVM. The machine has nothing but cgroup v2, as new
+	// distributions do, whatever the machine outside has.
+	"cgroup": {pkg: "internal/cgroup", subset: "."},
+	"runc":   {pkg: "internal/sandbox/runc", subset: ".", tools: []string{"runc"}},
+	"gvisor": {pkg: "internal/sandbox/gvisor", subset: "TestConformance"},
 }
 
 // machine is what all tries boot.
@@ -91,14 +102,12 @@ func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, e
 		}
 		jobs, o.jobs = append(jobs, j), ""
 	}
-	for name := range strings.SplitSeq(o.jobs, ",") {
-		if name == "" {
-			continue
-		}
-		d, ok := drivers[name]
-		if !ok {
-			return nil, nil, fmt.Errorf("-jobs: %q is none of qemu, firecracker", name)
-		}
+	names, err := jobNames(o.jobs)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range names {
+		d := packages[name]
 		j, err := m.addJob(ctx, o, repo, bin, name, d)
 		if errors.Is(err, exec.ErrNotFound) && d.optional {
 			fmt.Printf("kvmlab: %s is left out: %v\n", name, err)
@@ -120,6 +129,30 @@ func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, e
 		m.root.put(path.Join(lab.BinDir, e.Name()), filepath.Join(bin, e.Name()))
 	}
 	return m, jobs, m.addSystem(filepath.Join(bin, "init"))
+}
+
+// jobNames are the jobs of a list with commas, in its order, each once.
+func jobNames(list string) ([]string, error) {
+	var names []string
+	for name := range strings.SplitSeq(list, ",") {
+		if name == "" {
+			continue
+		}
+		of, isGroup := groups[name]
+		if !isGroup {
+			of = []string{name}
+		}
+		for _, name := range of {
+			if _, ok := packages[name]; !ok {
+				all := slices.Concat(slices.Sorted(maps.Keys(packages)), slices.Sorted(maps.Keys(groups)))
+				return nil, fmt.Errorf("-jobs: %q is none of %s", name, strings.Join(all, ", "))
+			}
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names, nil
 }
 
 // addCommand packs what -exec needs.
