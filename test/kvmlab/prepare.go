@@ -188,6 +188,10 @@ func (m *machine) addTool(p string) error {
 	return m.root.program(p)
 }
 
+// patience is for tests' deadlines: everything takes ten times as long, and
+// what itself virtualizes, more.
+const patience = "4"
+
 // searchPath is the PATH of all jobs.
 const searchPath = "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:" + lab.BinDir
 
@@ -214,6 +218,7 @@ func (m *machine) addJob(ctx context.Context, o options, repo, bin, name string,
 	env := append([]string{
 		searchPath,
 		"HOME=/root", "TMPDIR=/tmp", "CI=true", testenv.ProgramsEnv + "=" + lab.BinDir,
+		testenv.PatienceEnv + "=" + patience,
 	}, d.env...)
 	return lab.Job{Name: name, Args: args, Env: env, Modules: modules}, nil
 }
