@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/initramfs"
-	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/test/kvmlab/lab"
 )
 
@@ -34,45 +32,12 @@ var firstModules = []string{"virtio_mmio", "virtio_blk", "erofs", "overlay"}
 // modules are loaded before a job; the kernel loads others by need.
 var modules = []string{"kvm-amd", "tun", "loop"}
 
-// job is a package's tests.
-type job struct {
-	pkg      string
-	subset   string // tests run without -run, which take a minute or two
-	tools    []string
-	env      []string
-	optional bool // left out where a tool is missing
-}
-
-// groups are names for several jobs.
-var groups = map[string][]string{
-	"cgroup2": {"cgroup", "runc", "gvisor"},
-}
-
-// conformance is the part of the suite that shows most for its time: nested in
-// an emulated machine everything takes ten times as long. KVMLAB='-run .' is all.
-const conformance = "TestConformance$/^(Probe|HTTP|Exec|Dial)$|TestConformance$/^Snapshot$/^(Compatibility|Record|Again)$"
-
-var packages = map[string]job{
-	"qemu": {
-		pkg: "internal/sandbox/qemu", subset: conformance,
-		tools: []string{"qemu-system-x86_64"}, env: []string{"SKEP_TEST_ACCEL=kvm"},
-	},
-	"firecracker": {
-		pkg: "internal/sandbox/firecracker", subset: conformance + "|TestOptions$/^HTTP$|TestHugePages$/^HTTP$",
-		tools: []string{"firecracker", "jailer"}, env: []string{"SKEP_TEST_ACCEL=kvm"}, optional: true,
-	},
-	// These need no KVM. The machine has nothing but cgroup v2, as new
-	// distributions do, whatever the machine outside has.
-	"cgroup": {pkg: "internal/cgroup", subset: "."},
-	"runc":   {pkg: "internal/sandbox/runc", subset: ".", tools: []string{"runc"}},
-	"gvisor": {pkg: "internal/sandbox/gvisor", subset: "TestConformance"},
-}
-
 // machine is what all tries boot.
 type machine struct {
 	dir, qemu      string
 	kernel, initrd string
 	root           *pack
+	leftOut        []string // which jobs, and why
 }
 
 func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, error) {
@@ -109,8 +74,8 @@ func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, e
 	for _, name := range names {
 		d := packages[name]
 		j, err := m.addJob(ctx, o, repo, bin, name, d)
-		if errors.Is(err, exec.ErrNotFound) && d.optional {
-			fmt.Printf("kvmlab: %s is left out: %v\n", name, err)
+		if errors.Is(err, exec.ErrNotFound) && d.optional != "" {
+			m.leftOut = append(m.leftOut, fmt.Sprintf("%s is left out: %v: %s", name, err, d.optional))
 			continue
 		}
 		if err != nil {
@@ -129,30 +94,6 @@ func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, e
 		m.root.put(path.Join(lab.BinDir, e.Name()), filepath.Join(bin, e.Name()))
 	}
 	return m, jobs, m.addSystem(filepath.Join(bin, "init"))
-}
-
-// jobNames are the jobs of a list with commas, in its order, each once.
-func jobNames(list string) ([]string, error) {
-	var names []string
-	for name := range strings.SplitSeq(list, ",") {
-		if name == "" {
-			continue
-		}
-		of, isGroup := groups[name]
-		if !isGroup {
-			of = []string{name}
-		}
-		for _, name := range of {
-			if _, ok := packages[name]; !ok {
-				all := slices.Concat(slices.Sorted(maps.Keys(packages)), slices.Sorted(maps.Keys(groups)))
-				return nil, fmt.Errorf("-jobs: %q is none of %s", name, strings.Join(all, ", "))
-			}
-			if !slices.Contains(names, name) {
-				names = append(names, name)
-			}
-		}
-	}
-	return names, nil
 }
 
 // addCommand packs what -exec needs.
@@ -186,41 +127,6 @@ func (m *machine) addTool(p string) error {
 		m.root.put(path.Join(lab.BinDir, filepath.Base(p)), p)
 	}
 	return m.root.program(p)
-}
-
-// patience is for tests' deadlines: everything takes ten times as long, and
-// what itself virtualizes, more.
-const patience = "4"
-
-// searchPath is the PATH of all jobs.
-const searchPath = "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:" + lab.BinDir
-
-// addJob builds a driver's tests and packs the tools they need.
-func (m *machine) addJob(ctx context.Context, o options, repo, bin, name string, d job) (lab.Job, error) {
-	for _, t := range d.tools {
-		p, err := exec.LookPath(t)
-		if err != nil {
-			return lab.Job{}, err
-		}
-		if err := m.addTool(p); err != nil {
-			return lab.Job{}, err
-		}
-	}
-	test := name + ".test"
-	if err := build(ctx, repo, filepath.Join(bin, test), "test", "-c", module+d.pkg); err != nil {
-		return lab.Job{}, err
-	}
-	pattern := d.subset
-	if o.run != "" {
-		pattern = o.run
-	}
-	args := []string{path.Join(lab.BinDir, test), "-test.run", pattern, "-test.v", "-test.timeout", o.timeout.String()}
-	env := append([]string{
-		searchPath,
-		"HOME=/root", "TMPDIR=/tmp", "CI=true", testenv.ProgramsEnv + "=" + lab.BinDir,
-		testenv.PatienceEnv + "=" + patience,
-	}, d.env...)
-	return lab.Job{Name: name, Args: args, Env: env, Modules: modules}, nil
 }
 
 // addSystem packs what every job needs, and makes kernel and initramfs.
