@@ -34,7 +34,7 @@ func (g *guest) Suspend() agent.Marks {
 // emulated, all code is translated anew, at some 10 us for each of its blocks,
 // while the first request waits.
 func (g *guest) Restored(r *agent.Restored) error {
-	if err := setClock(r.Wall); err != nil {
+	if err := g.SetClock(r.Wall); err != nil {
 		return err
 	}
 	g.mu.Lock()
@@ -66,7 +66,8 @@ func (g *guest) Restored(r *agent.Restored) error {
 	return nil
 }
 
-func setClock(t time.Time) error {
+// SetClock sets the wall clock.
+func (*guest) SetClock(t time.Time) error {
 	ts := unix.NsecToTimespec(t.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
