@@ -35,6 +35,16 @@ memory. Requests come over TCP, as eight bytes of length and
 that object, or POST /functions/NAME with the payload alone.
 
 It is also what skep is when it is called by the name multivm.`,
+		Example: `  cat controller.yaml
+    runtimefs_dir: ./runtimefs
+    appfs_dir: ./appfs
+    snapshot_dir: ./snapshot
+    functions:
+      hello: {runtimefs: python3.img, appfs: hello.img, memory: 128,
+              concurrency_limit: 4, load_dir: "python3,diff/hello"}
+
+  multivm --config controller.yaml --mem 2048 --listen 3456 &
+  curl -d '{"name":"Ann"}' http://127.0.0.1:3456/functions/hello`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return m.run(cmd, g) },
 	}
@@ -52,7 +62,7 @@ It is also what skep is when it is called by the name multivm.`,
 	for _, name := range []string{"config", "mem", "listen"} {
 		_ = cmd.MarkFlagRequired(name)
 	}
-	return cmd
+	return tool(cmd)
 }
 
 func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
