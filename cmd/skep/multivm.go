@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -82,7 +81,7 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	for name, f := range conf.Functions {
 		machine := f.Machine(name, empty)
 		if err := checkMachine(&machine); err != nil {
-			return coded(exitUsage, fmt.Errorf("--config: functions: %s: %w", name, err))
+			return coded(exitUsage, fmt.Errorf("--config: functions: %s: %s", name, inYAML.Replace(err.Error())))
 		}
 		limits[name] = controller.Limits{MemoryMiB: f.Memory, VMs: f.ConcurrencyLimit}
 	}
@@ -142,13 +141,12 @@ func checkMachine(c *runner.Config) error {
 			return err
 		}
 	}
-	for _, d := range c.Load.Dirs {
-		if _, err := os.Stat(d); err != nil {
-			return fmt.Errorf("load_dir: %w", err)
-		}
-	}
-	return nil
+	return checkDirs(c)
 }
+
+// inYAML has the names that singlevm's flags have in multivm's file.
+var inYAML = strings.NewReplacer("--rootfs", "runtimefs", "--appfs", "appfs", "--mem_size", "memory", "--vcpu_count", "vcpus",
+	"--load_dir", "load_dir", "--load_ws", "load_ws", "--copy_base", "copy_base", "--copy_diff", "copy_diff")
 
 // listenAddress adds loopback to a mere port.
 func listenAddress(s string) string {

@@ -118,6 +118,7 @@ func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
 	} else if c.App, err = placeholder(cmd, g); err != nil {
 		return fmt.Errorf("placeholder for --appfs: %w", err)
 	}
+	c.NoApp = s.appfs == ""
 	if s.diffDirs != "" && s.loadDir == "" {
 		return coded(exitUsage, errors.New("--diff_dirs: it needs the base in --load_dir"))
 	}
@@ -184,6 +185,9 @@ func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 		if s.odirect[i] {
 			fmt.Fprintf(log, "--%s has no effect here: disks and memory are read through the page cache\n", name)
 		}
+	}
+	if s.kernelArgs != "" && len(s.conf.Load.Dirs) > 0 {
+		fmt.Fprintln(log, "--kernel_args has no effect here: a snapshot's kernel has been booted already")
 	}
 	for i, name := range ignoredNames {
 		if s.ignored[i] != "" {

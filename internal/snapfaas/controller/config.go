@@ -259,7 +259,10 @@ func (f Function) Machine(name, empty string) runner.Config {
 	if f.CopyDiff != nil && len(dirs) > 1 { // without a diff it says nothing
 		load.CopyDiff, load.LazyDiff = *f.CopyDiff, !*f.CopyDiff && !f.CopyBase
 	}
-	return runner.Config{Hostname: hostname(name), Rootfs: f.Runtimefs, App: app, MemoryMiB: f.Memory, VCPUs: f.VCPUs, Load: load}
+	return runner.Config{
+		Hostname: hostname(name), Rootfs: f.Runtimefs, App: app, NoApp: f.Appfs == "",
+		MemoryMiB: f.Memory, VCPUs: f.VCPUs, Load: load,
+	}
 }
 
 // hostname makes a host name of a function's.

@@ -26,7 +26,8 @@ type Config struct {
 
 	Hostname  string `json:"hostname"`
 	Rootfs    string `json:"rootfs"`
-	App       string `json:"app"` // disk with the app, or the placeholder
+	App       string `json:"app"`             // disk with the app, or the placeholder
+	NoApp     bool   `json:"noApp,omitempty"` // App is the placeholder
 	MemoryMiB int64  `json:"memoryMiB"`
 	VCPUs     int64  `json:"vcpus"`
 

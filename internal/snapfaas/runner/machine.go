@@ -256,7 +256,15 @@ func (m *machine) loadApp(ctx context.Context) error {
 	if err := d.Mount(ctx, 0, guest.AppDir); err != nil {
 		return fmt.Errorf("--appfs: %w", m.explain(err))
 	}
-	return m.explain(m.conn.LoadApp(ctx))
+	err := m.conn.LoadApp(ctx)
+	var app *guest.AppError
+	switch {
+	case errors.As(err, &app) && m.conf.NoApp:
+		return errors.New("there is no app: name one with --appfs, or have it in the root file system (skep runtime build --app)")
+	case errors.As(err, &app):
+		return fmt.Errorf("--appfs: is it an app for the runtime %s? %w", m.conn.Runtime, err)
+	}
+	return m.explain(err)
 }
 
 // save writes a snapshot of the machine, without a connection in it.
