@@ -91,9 +91,9 @@ func TestGvisor(t *testing.T) {
 	}
 }
 
-// TestQemu does so with micro-VMs. Without KVM those are slow: only some of the
-// functions are tried, with fewer clones, unless SKEP_CLONES_ALL is set. All
-// take half an hour.
+// TestQemu does so with micro-VMs. Without KVM those are slow: only Go and
+// Python are tried, with fewer clones, unless SKEP_CLONES_ALL is set. All take
+// eight minutes.
 func TestQemu(t *testing.T) {
 	w := newWorld(t)
 	testenv.Tool(t, "qemu-system-x86_64", "qemu-system-x86")

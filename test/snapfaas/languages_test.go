@@ -26,7 +26,7 @@ var dependent = map[string]struct {
 		"go.sum": "github.com/google/uuid v1.6.0 h1:NIvaJDMOsjHA8n1jAhLSgzrAzy1Hgr+hNrb57e+94F0=\n" +
 			"github.com/google/uuid v1.6.0/go.mod h1:TIyPZe4MgqvfeYDBFedMoGGpEw/LqOeaOT+nhxU+yHo=\n",
 		"main.go": goApp,
-	}, `{"got":"9d3fac79-6ba0-5d16-8f35-a2e3b9bd47c2"}`},
+	}, `{"got":"93e36018-2e7f-52a1-a215-aa7dc5bc6f0b"}`},
 	"java": {"mvn", "maven", map[string]string{
 		"pom.xml":                     javaPom,
 		"src/main/java/Workload.java": javaApp,

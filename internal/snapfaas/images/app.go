@@ -155,7 +155,9 @@ func (o Options) addBuilt(ctx context.Context, b *erofs.Builder, dir, prefix str
 			return err
 		}
 	}
-	img, err := build.Build(ctx, o.toBuild(copied, p.runtime))
+	opts := o.toBuild(copied, p.runtime)
+	opts.JavaMain = "Workload" // it is not started: the runtime loads it
+	img, err := build.Build(ctx, opts)
 	if err != nil {
 		return fmt.Errorf("build the app: %w", err)
 	}
