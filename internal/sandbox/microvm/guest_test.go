@@ -1,12 +1,9 @@
 package microvm
 
 import (
-	"context"
-	"errors"
 	"strings"
 	"testing"
 
-	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/agent/agentpb"
 )
 
@@ -38,42 +35,5 @@ func TestVCPUs(t *testing.T) {
 		if got := VCPUs(millis); got != want {
 			t.Errorf("%d: %d, want %d", millis, got, want)
 		}
-	}
-}
-
-// A connect that is under way ends when a snapshot is made, or the machine has
-// ended, and whoever waits for it waits for what comes after.
-func TestLinkHold(t *testing.T) {
-	trying := make(chan struct{})
-	l := newLink(func(ctx context.Context) (*agent.Client, error) {
-		trying <- struct{}{}
-		<-ctx.Done()
-		return nil, ctx.Err()
-	})
-	got := make(chan error)
-	go func() {
-		_, err := l.get(t.Context())
-		got <- err
-	}()
-	<-trying
-	l.hold()
-	l.release() // the same one tries again
-	<-trying
-	l.hold()
-	select {
-	case err := <-got:
-		t.Fatalf("gave up: %v", err)
-	default:
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := l.get(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("under a hold: %v", err)
-	}
-	l.release()
-	<-trying
-	l.close()
-	if err := <-got; !errors.Is(err, errLinkClosed) {
-		t.Errorf("error is %v", err)
 	}
 }

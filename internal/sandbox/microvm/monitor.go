@@ -21,8 +21,8 @@ const oomScoreAdj = "500"
 type Monitor struct {
 	name    string
 	cmd     *exec.Cmd
-	console *Console
-	stderr  TailBuffer
+	console *console
+	stderr  tailBuffer
 	dead    chan struct{}
 
 	mu     sync.Mutex
@@ -46,12 +46,12 @@ func NewMonitor(name string, cmd *exec.Cmd) *Monitor {
 // guest's console, which it closes, and puts the process in a cgroup, before it
 // has taken any memory worth counting. If that is the error, End must follow;
 // the process may just have ended already, for a reason that Explain knows.
-func (m *Monitor) Follow(console io.ReadCloser, g *cgroup.Group) error {
+func (m *Monitor) Follow(guest io.ReadCloser, g *cgroup.Group) error {
 	err := g.Add(m.Pid())
 	if err == nil {
 		err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", m.Pid()), []byte(oomScoreAdj), 0)
 	}
-	m.console = ReadConsole(console)
+	m.console = readConsole(guest)
 	go func() {
 		_ = m.cmd.Wait() // how it ended, Explain says
 		<-m.console.Done()
