@@ -34,9 +34,13 @@ func (b *Box) DestroyWith(ctx context.Context, free func(context.Context) error)
 	b.link.close()
 	b.conns.close()
 	if b.Group != nil {
-		errs = append(errs, b.Group.Kill(ctx), b.Group.Delete(ctx))
+		errs = append(errs, b.Group.Kill(ctx))
 	}
 	errs = append(errs, b.free(ctx, free))
+	if b.Group != nil {
+		// Last: what was freed may have been counted to it.
+		errs = append(errs, b.Group.Delete(ctx))
+	}
 	b.mu.Lock()
 	started := b.started
 	b.mu.Unlock()
