@@ -40,16 +40,21 @@ func (m *machine) args(o options, j lab.Job, nonce string) []string {
 	}
 }
 
-// boot runs one machine to its end, and returns the exit code of its job. An
-// error means that the machine did not get to its end.
-func (m *machine) boot(ctx context.Context, o options, j lab.Job) (int, error) {
+// result is what came of a machine.
+type result struct {
+	code int           // the job's exit code
+	cpu  time.Duration // what QEMU used: about the time it takes on a machine with nothing else to do
+}
+
+// boot runs one machine to its end. An error means that it did not get there.
+func (m *machine) boot(ctx context.Context, o options, j lab.Job) (r result, err error) {
 	var b [8]byte
 	_, _ = rand.Read(b[:])
 	nonce := hex.EncodeToString(b[:])
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	if err := m.makeScratch(ctx, m.scratch(j)); err != nil {
-		return 0, err
+		return r, err
 	}
 	defer os.Remove(m.scratch(j)) //nolint:errcheck // the whole folder goes in the end
 	cmd := exec.CommandContext(ctx, m.qemu, m.args(o, j, nonce)...)
@@ -59,10 +64,10 @@ func (m *machine) boot(ctx context.Context, o options, j lab.Job) (int, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return 0, err
+		return r, err
 	}
 	if err := cmd.Start(); err != nil {
-		return 0, err
+		return r, err
 	}
 	hung := time.AfterFunc(o.quiet, func() { _ = cmd.Process.Kill() })
 	w := watcher{job: j.Name, nonce: nonce, verbose: o.verbose, out: os.Stdout, began: time.Now()}
@@ -79,9 +84,10 @@ func (m *machine) boot(ctx context.Context, o options, j lab.Job) (int, error) {
 	}
 	alive := hung.Stop()
 	err = cmd.Wait()
+	r = result{w.code, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
 	switch {
 	case w.ended:
-		return w.code, nil
+		return r, nil
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	case !alive:
@@ -90,7 +96,7 @@ func (m *machine) boot(ctx context.Context, o options, j lab.Job) (int, error) {
 		err = errors.New("the machine stopped")
 	}
 	w.flush()
-	return 0, fmt.Errorf("%w: %s", err, lastLine(stderr.String()))
+	return r, fmt.Errorf("%w: %s", err, lastLine(stderr.String()))
 }
 
 // lastLine leaves out QEMU's warnings about features, which come first.

@@ -51,7 +51,7 @@ func main() {
 	flag.IntVar(&o.atOnce, "parallel", min(runtime.NumCPU(), 2), "how many machines run at the same time, each with one job and one processor")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for one boot of a machine, with its job")
 	flag.DurationVar(&o.quiet, "quiet", time.Minute, "how long a machine may say nothing, not even that it lives, before it counts as hung")
-	flag.IntVar(&o.tries, "tries", 3, "how often to boot a machine anew when it hangs")
+	flag.IntVar(&o.tries, "tries", 5, "how often to boot a machine anew when it hangs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -114,17 +114,17 @@ func run(ctx context.Context, o options) error {
 func (m *machine) run(ctx context.Context, o options, j lab.Job) error {
 	for try := 1; ; try++ {
 		began := time.Now()
-		code, err := m.boot(ctx, o, j)
-		took := time.Since(began).Round(time.Second / 10)
+		r, err := m.boot(ctx, o, j)
+		took := fmt.Sprintf("%s (CPU time %s)", time.Since(began).Round(time.Second/10), r.cpu.Round(time.Second/10))
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err == nil && code == 0:
+		case err == nil && r.code == 0:
 			fmt.Printf("kvmlab: %s: passed in %s\n", j.Name, took)
 			return nil
 		case err == nil:
 			fmt.Printf("kvmlab: %s: failed in %s\n", j.Name, took)
-			return fmt.Errorf("exit %d", code)
+			return fmt.Errorf("exit %d", r.code)
 		case try >= o.tries:
 			return fmt.Errorf("try %d of %d: %w", try, o.tries, err)
 		}
