@@ -69,20 +69,20 @@ func (m *machine) boot(ctx context.Context, o options, j lab.Job) (r result, err
 	if err := cmd.Start(); err != nil {
 		return r, err
 	}
-	hung := time.AfterFunc(o.quiet, func() { _ = cmd.Process.Kill() })
+	alive := watchAlive(cmd.Process, o.quiet)
 	w := watcher{job: j.Name, nonce: nonce, verbose: o.verbose, out: os.Stdout, began: time.Now()}
 	br := bufio.NewReaderSize(out, 64<<10)
 	for {
 		line, err := br.ReadSlice('\n')
 		if len(line) > 0 {
-			hung.Reset(o.quiet)
+			alive.said()
 			w.line(string(line))
 		}
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			break
 		}
 	}
-	alive := hung.Stop()
+	hung := alive.end()
 	err = cmd.Wait()
 	r = result{w.code, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
 	switch {
@@ -90,8 +90,8 @@ func (m *machine) boot(ctx context.Context, o options, j lab.Job) (r result, err
 		return r, nil
 	case ctx.Err() != nil:
 		err = ctx.Err()
-	case !alive:
-		err = fmt.Errorf("the machine has said nothing for %s", o.quiet)
+	case hung:
+		err = errors.New("the machine has hung: it says nothing")
 	case err == nil:
 		err = errors.New("the machine stopped")
 	}
