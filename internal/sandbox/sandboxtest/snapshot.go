@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	// snapshotPIDs is the limit of the sandbox that is saved.
-	snapshotPIDs = 64
+	// snapshotPIDs is the limit of the sandbox that is saved. In gVisor each
+	// fork of the function copies up to 4 MB, and all must fit into its memory.
+	snapshotPIDs = 40
 	// snapshotMB is what its function keeps in memory.
 	snapshotMB = 24
 	// clockError is how wrong a restored sandbox's clock may be, and
@@ -89,6 +90,9 @@ func checkSnapshotCapabilities(t *testing.T, d sandbox.Driver) {
 	}
 	known := []sandbox.RestoreMode{
 		sandbox.RestoreMap, sandbox.RestoreHint, sandbox.RestoreEager, sandbox.RestorePager, sandbox.RestoreBackground,
+	}
+	if c.PreparedMode != "" && !slices.Contains(c.RestoreModes, c.PreparedMode) {
+		t.Errorf("PreparedMode %q is none of the restore modes %q", c.PreparedMode, c.RestoreModes)
 	}
 	for i, m := range c.RestoreModes {
 		if !slices.Contains(known, m) || slices.Contains(c.RestoreModes[:i], m) {
