@@ -51,6 +51,16 @@ func (r recording) Recorded(ctx context.Context, path string) error {
 	return nil
 }
 
+var _ sandbox.Drifter = (*box)(nil)
+
+// Drift implements sandbox.Drifter for machines that are paged.
+func (b *box) Drift() (pager.Drift, bool) {
+	if b.image == nil || b.image.paging == nil || b.image.workingSet == nil {
+		return pager.Drift{}, false
+	}
+	return b.image.paging.source.Drift(), true
+}
+
 // devicesOf is the stream of the devices' state without its ends: QEMU's
 // magic number and version, and the mark of its end.
 func devicesOf(stream []byte) ([]byte, error) {
