@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -35,6 +34,16 @@ memory. Requests come over TCP, as eight bytes of length and
 that object, or POST /functions/NAME with the payload alone.
 
 It is also what skep is when it is called by the name multivm.`,
+		Example: `  cat controller.yaml
+    runtimefs_dir: ./runtimefs
+    appfs_dir: ./appfs
+    snapshot_dir: ./snapshot
+    functions:
+      hello: {runtimefs: python3.img, appfs: hello.img, memory: 128,
+              concurrency_limit: 4, load_dir: "python3,diff/hello"}
+
+  multivm --config controller.yaml --mem 2048 --listen 3456 &
+  curl -d '{"name":"Ann"}' http://127.0.0.1:3456/functions/hello`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return m.run(cmd, g) },
 	}
@@ -52,7 +61,7 @@ It is also what skep is when it is called by the name multivm.`,
 	for _, name := range []string{"config", "mem", "listen"} {
 		_ = cmd.MarkFlagRequired(name)
 	}
-	return cmd
+	return tool(cmd)
 }
 
 func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
@@ -72,7 +81,7 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	for name, f := range conf.Functions {
 		machine := f.Machine(name, empty)
 		if err := checkMachine(&machine); err != nil {
-			return coded(exitUsage, fmt.Errorf("--config: functions: %s: %w", name, err))
+			return coded(exitUsage, fmt.Errorf("--config: functions: %s: %s", name, inYAML.Replace(err.Error())))
 		}
 		limits[name] = controller.Limits{MemoryMiB: f.Memory, VMs: f.ConcurrencyLimit}
 	}
@@ -132,13 +141,12 @@ func checkMachine(c *runner.Config) error {
 			return err
 		}
 	}
-	for _, d := range c.Load.Dirs {
-		if _, err := os.Stat(d); err != nil {
-			return fmt.Errorf("load_dir: %w", err)
-		}
-	}
-	return nil
+	return checkDirs(c)
 }
+
+// inYAML has the names that singlevm's flags have in multivm's file.
+var inYAML = strings.NewReplacer("--rootfs", "runtimefs", "--appfs", "appfs", "--mem_size", "memory", "--vcpu_count", "vcpus",
+	"--load_dir", "load_dir", "--load_ws", "load_ws", "--copy_base", "copy_base", "--copy_diff", "copy_diff")
 
 // listenAddress adds loopback to a mere port.
 func listenAddress(s string) string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -50,7 +51,10 @@ that runs an app, with the snapshot points language (the runtime is up) and app
 (the app is imported). The packages are fetched once and kept.
 
 An app is loaded from a disk of its own, or is part of the image with --app.`,
-		Args:              cobra.ExactArgs(2),
+		Example: `  skep runtime build python3 python3.img
+  skep runtime build python3 numpy.img --package python3-numpy
+  skep runtime build nodejs whole.img --app ./hello`,
+		Args:              exactly("the runtime", "the file to write"),
 		ValidArgsFunction: cobra.FixedCompletions(runtimes.Names(), cobra.ShellCompDirectiveDefault),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := runtimes.Source(args[0]); err != nil {
@@ -66,7 +70,7 @@ An app is loaded from a disk of its own, or is part of the image with --app.`,
 	build.Flags().StringArrayVar(&o.Packages, "package", nil, "Debian package to install too, may be repeated; not for go")
 	build.Flags().BoolVarP(&verbose, "verbose", "v", false, "show the output of the tools that run")
 	cmd.AddCommand(build)
-	return cmd
+	return tool(cmd)
 }
 
 func newApp(g *globals) *cobra.Command {
@@ -85,11 +89,15 @@ func newApp(g *globals) *cobra.Command {
   nodejs    workload.js that exports handle(obj); package.json
   java      Workload.java, .class or jars: a class Workload with handle(Object);
             pom.xml
-  go        a module whose program is named workload and speaks with the runtime
-            over standard input and output, or such a program of any language
+  go        a module whose program speaks with the runtime over standard input and
+            output, or such a program of any language, named workload
 
-The same folder gives the same bytes.`,
-		Args: cobra.ExactArgs(2),
+What requirements.txt, package.json, pom.xml and go.mod ask for is fetched, and
+becomes part of the disk. The same folder gives the same bytes, if those files say
+which versions.`,
+		Example: `  skep app build ./hello hello.img
+  skep app build ./functions/snapfaas/hello-go hello-go.img --runtime go`,
+		Args: exactly("the app's folder", "the file to write"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := newProgress()
 			defer p.done()
@@ -97,20 +105,21 @@ The same folder gives the same bytes.`,
 				images.AppOptions{Options: imageOptions(g, args[1], verbose, p), Dir: args[0], Runtime: runtime}))
 		},
 	}
-	build.Flags().StringVar(&runtime, "runtime", "", "language: python3, nodejs, go or java (default: found out)")
+	build.Flags().StringVar(&runtime, "runtime", "", "language: python3, nodejs, go or java (default: by the folder's files)")
 	build.Flags().BoolVarP(&verbose, "verbose", "v", false, "show the output of the tools that run")
 	_ = build.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions(runtimes.Names(), cobra.ShellCompDirectiveNoFileComp))
 	empty := &cobra.Command{
 		Use:   "empty OUT",
 		Short: "Build the placeholder: a disk without an app, to make language snapshots with",
-		Args:  cobra.ExactArgs(1),
+		Args:  exactly("the file to write"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := newProgress()
+			defer p.done()
 			return built(cmd, args[0], p, images.WriteEmpty(cmd.Context(), imageOptions(g, args[0], false, p)))
 		},
 	}
 	cmd.AddCommand(build, empty)
-	return cmd
+	return tool(cmd)
 }
 
 func newNetwork() *cobra.Command {
@@ -128,11 +137,17 @@ does. Devices that are there are put in order.
 
 Skep's own VMs do not need them: each has a TAP device in a network namespace of
 its own.`,
-		Args: cobra.ExactArgs(1),
+		Example: `  skep network taps 16                     tap0 to tap15 on docker0
+  skep network taps 16 --bridge br0
+  skep network taps 16 --delete`,
+		Args: exactly("the number of devices"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := strconv.Atoi(args[0])
 			if err != nil || n < 1 || n > taps.Max {
 				return coded(exitUsage, fmt.Errorf("%q is not a number from 1 to %d", args[0], taps.Max))
+			}
+			if os.Geteuid() != 0 {
+				return errors.New("not root: network devices cannot be made or removed (try sudo)")
 			}
 			if remove {
 				return taps.Remove(n)
@@ -147,5 +162,5 @@ its own.`,
 	tap.Flags().StringVar(&bridge, "bridge", "docker0", "bridge to put them on; \"\" for none")
 	tap.Flags().BoolVar(&remove, "delete", false, "remove the devices instead")
 	cmd.AddCommand(tap)
-	return cmd
+	return tool(cmd)
 }

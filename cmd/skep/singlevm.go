@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"regexp"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,17 +17,28 @@ import (
 	"github.com/skep-dev/skep/internal/snapfaas/guest"
 	"github.com/skep-dev/skep/internal/snapfaas/runner"
 	"github.com/skep-dev/skep/internal/snapfaas/single"
+	"github.com/skep-dev/skep/internal/snapfaas/snapdir"
 )
+
+// ignoredNames are SnapFaaS's flags with a value for which there is no use here.
+var ignoredNames = [...]string{"tap", "mac", "vsock_cid"}
+
+// odirectNames are those without one.
+var odirectNames = [...]string{"odirect_base", "no_odirect_diff", "no_odirect_root", "no_odirect_app"}
+
+// vmName is what --id may be: a part of the guest's host name.
+var vmName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,48}[A-Za-z0-9])?$`)
 
 // singleFlags are singlevm's.
 type singleFlags struct {
 	vmmFlags
-	conf                        runner.Config
-	rootfs, appfs, id           string
-	loadDir, diffDirs, point    string
-	dumpWS, network             bool
-	odirect                     [4]bool
-	firerunner, dumpDir, tapArg string
+	conf                     runner.Config
+	rootfs, appfs, id        string
+	loadDir, diffDirs, point string
+	dumpWS, network          bool
+	odirect                  [len(odirectNames)]bool
+	ignored                  [len(ignoredNames)]string
+	firerunner, dumpDir      string
 }
 
 func newSingleVM(g *globals) *cobra.Command {
@@ -65,30 +78,35 @@ The same tool makes snapshots (--dump_dir, --dump_ws) and starts from them
 	f.Int64Var(&s.conf.MemoryMiB, "mem_size", 128, "memory in MB")
 	f.Int64Var(&s.conf.VCPUs, "vcpu_count", 1, "virtual processors")
 	f.BoolVar(&s.network, "network", false, "let the guest reach public addresses")
-	f.StringVar(&s.tapArg, "tap", "", "not needed: each VM has a TAP device of its own")
+	for i, name := range ignoredNames {
+		f.StringVar(&s.ignored[i], name, "", "without effect: each VM has a network, and a channel to its host, of its own")
+	}
 	f.StringVar(&s.firerunner, "firerunner", "", "firerunner's program (default: skep itself)")
 	f.StringVar(&s.loadDir, "load_dir", "", "start from the snapshot in this folder; with diffs BASE,DIFF")
 	f.StringVar(&s.diffDirs, "diff_dirs", "", "diffs to lay on the snapshot of --load_dir")
 	f.StringVar(&s.dumpDir, "dump_dir", "", "write a snapshot to this folder, which must exist: a diff if one was loaded")
 	f.StringVar(&s.point, "snapshot_point", "", "when --dump_dir is done: language or app (default: language after a boot, app after a restore)")
 	f.BoolVar(&s.conf.Load.CopyBase, "copy_base", false, "copy the base's memory before the VM runs, instead of mapping it")
-	f.BoolVar(&s.conf.Load.CopyDiff, "copy_diff", false, "copy the diffs' memory before the VM runs (always done)")
+	f.BoolVar(&s.conf.Load.CopyDiff, "copy_diff", false, "copy the diffs' memory before the VM runs, as is done anyway; with =false it is loaded page by page")
 	f.BoolVar(&s.conf.Load.WorkingSet, "load_ws", false, "load the recorded working set ahead")
 	f.BoolVar(&s.dumpWS, "dump_ws", false, "record what the first request touches, in the newest folder loaded or in one named here")
 	f.BoolVar(&s.conf.Dump.Exit, "force_exit", false, "end after the snapshot instead of taking requests")
 	f.DurationVar(&s.conf.Boot, "boot_timeout", runner.DefaultBoot, "how long the start may take")
 	f.DurationVar(&s.conf.Request, "request_timeout", runner.DefaultRequest, "how long one request may take")
-	for i, name := range []string{"odirect_base", "no_odirect_diff", "no_odirect_root", "no_odirect_app"} {
+	for i, name := range odirectNames {
 		f.BoolVar(&s.odirect[i], name, false, "without effect: memory is mapped, and shared between VMs")
 	}
 	f.SetNormalizeFunc(snapfaasNames)
 	_ = cmd.MarkFlagRequired("rootfs")
-	return cmd
+	return tool(cmd)
 }
 
 // complete makes the configuration of the flags.
 func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
 	c := &s.conf
+	if !vmName.MatchString(s.id) {
+		return coded(exitUsage, fmt.Errorf("--id: %.60q is not a name: letters, digits and -, up to 50", s.id))
+	}
 	c.Hostname = "vm-" + s.id
 	if c.Rootfs, err = diskPath("--rootfs", s.rootfs); err != nil {
 		return coded(exitUsage, err)
@@ -100,10 +118,12 @@ func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
 	} else if c.App, err = placeholder(cmd, g); err != nil {
 		return fmt.Errorf("placeholder for --appfs: %w", err)
 	}
+	c.NoApp = s.appfs == ""
 	if s.diffDirs != "" && s.loadDir == "" {
 		return coded(exitUsage, errors.New("--diff_dirs: it needs the base in --load_dir"))
 	}
 	c.Load.Dirs = append(controller.SplitDirs(s.loadDir), controller.SplitDirs(s.diffDirs)...)
+	c.Load.LazyDiff = cmd.Flags().Changed("copy_diff") && !c.Load.CopyDiff
 	c.Dump.Point, c.Dump.Dir = guest.Point(s.point), s.dumpDir
 	if s.dumpWS && c.Dump.WorkingSet == "" && len(c.Load.Dirs) > 0 {
 		c.Dump.WorkingSet = c.Load.Dirs[len(c.Load.Dirs)-1]
@@ -122,7 +142,38 @@ func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
 			return err
 		}
 	}
-	return coded(exitUsage, c.Validate())
+	if err := c.Validate(); err != nil {
+		return coded(exitUsage, err)
+	}
+	return coded(exitUsage, checkDirs(c))
+}
+
+// checkDirs finds before anything is started what is wrong with the folders of
+// snapshots.
+func checkDirs(c *runner.Config) error {
+	if c.Dump.Dir != "" {
+		if err := snapdir.CheckDump(c.Dump.Dir); err != nil {
+			return err
+		}
+	}
+	if len(c.Load.Dirs) == 0 {
+		return nil
+	}
+	s, err := snapdir.Open(c.Load.Dirs...)
+	if err != nil {
+		return fmt.Errorf("--load_dir: %w", err)
+	}
+	if c.Dump.WorkingSet != "" {
+		if st, err := os.Stat(c.Dump.WorkingSet); err != nil || !st.IsDir() {
+			return fmt.Errorf("--dump_ws: %s is not a folder", c.Dump.WorkingSet)
+		}
+	}
+	if c.Load.WorkingSet && !c.Load.CopyBase {
+		if _, err := s.Image(true); err != nil {
+			return fmt.Errorf("--load_ws: %w", err)
+		}
+	}
+	return nil
 }
 
 func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
@@ -130,13 +181,18 @@ func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	if err := s.complete(cmd, g); err != nil {
 		return err
 	}
-	for i, name := range []string{"--odirect_base", "--no_odirect_diff", "--no_odirect_root", "--no_odirect_app"} {
+	for i, name := range odirectNames {
 		if s.odirect[i] {
-			fmt.Fprintf(log, "%s has no effect here\n", name)
+			fmt.Fprintf(log, "--%s has no effect here: disks and memory are read through the page cache\n", name)
 		}
 	}
-	if s.tapArg != "" {
-		fmt.Fprintln(log, "--tap has no effect here: each VM has a TAP device of its own, --network opens it to public addresses")
+	if s.kernelArgs != "" && len(s.conf.Load.Dirs) > 0 {
+		fmt.Fprintln(log, "--kernel_args has no effect here: a snapshot's kernel has been booted already")
+	}
+	for i, name := range ignoredNames {
+		if s.ignored[i] != "" {
+			fmt.Fprintf(log, "--%s has no effect here: each VM has a TAP device of its own, --network opens it to public addresses\n", name)
+		}
 	}
 	h, parent, err := openHost(cmd, g, &s.vmmFlags, s.firerunner, 0, toolLog(slog.LevelWarn))
 	if err != nil {

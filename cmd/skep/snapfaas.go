@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -47,6 +48,38 @@ func snapfaasNames(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 	return pflag.NormalizedName(name)
 }
 
+// tool finishes a command that needs no running Skep: its help is silent about
+// the flags that say which one to talk to, and a command of others refuses what
+// is none.
+func tool(cmd *cobra.Command) *cobra.Command {
+	usage := cmd.UsageFunc()
+	for _, c := range append([]*cobra.Command{cmd}, cmd.Commands()...) {
+		c.SetUsageFunc(func(c *cobra.Command) error {
+			c.InheritedFlags().VisitAll(func(f *pflag.Flag) {
+				if f.Hidden = f.Name != "data-dir"; !f.Hidden {
+					f.Usage = "folder for what is kept and what runs, also $SKEP_DATA (default: Skep's own)"
+				}
+			})
+			return usage(c)
+		})
+	}
+	if cmd.HasSubCommands() {
+		cmd.Args = cobra.NoArgs
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	return cmd
+}
+
+// exactly is cobra.ExactArgs, and names the arguments.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == len(names) {
+			return nil
+		}
+		return fmt.Errorf("want %s, not %d arguments: %s", strings.Join(names, " and "), len(args), cmd.UseLine())
+	}
+}
+
 // vmmFlags say how micro-VMs run, to all three tools.
 type vmmFlags struct {
 	kernel, kernelArgs, accel string
@@ -56,7 +89,7 @@ type vmmFlags struct {
 
 func (v *vmmFlags) add(f *pflag.FlagSet) {
 	f.StringVarP(&v.kernel, "kernel", "k", v.kernel, "the guests' kernel (default: the newest cloud kernel in /boot)")
-	f.StringVarP(&v.kernelArgs, "kernel_args", "c", v.kernelArgs, "further arguments for the kernel, separated by commas or spaces")
+	f.StringVarP(&v.kernelArgs, "kernel_args", "c", v.kernelArgs, "further arguments for the kernel, separated by spaces, or, if there is none, by commas")
 	f.StringVar(&v.accel, "accel", "auto", "acceleration of QEMU: auto, kvm or tcg")
 	f.StringVar(&v.cache, "cache", "", "folder for the unpacked kernel and the like (default: skep's own)")
 }
@@ -91,8 +124,17 @@ func (v *vmmFlags) driver(g *globals, log *slog.Logger) (*qemu.Driver, error) {
 	}
 	return qemu.New(qemu.Config{
 		CacheDir: v.cache, Kernel: v.kernel, Accel: qemu.Accel(v.accel), Proved: v.proved, Log: log,
-		KernelArgs: strings.FieldsFunc(v.kernelArgs, func(r rune) bool { return r == ',' || r == ' ' }),
+		KernelArgs: kernelArgs(v.kernelArgs),
 	})
+}
+
+// kernelArgs splits a list of a kernel's arguments. SnapFaaS has commas between
+// them; but a value may hold some, as in "console=ttyS0,115200 quiet".
+func kernelArgs(s string) []string {
+	if strings.ContainsAny(strings.TrimSpace(s), " \t\n") {
+		return strings.Fields(s)
+	}
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
 }
 
 // toolLog is for what goes wrong beside the work.
@@ -181,5 +223,5 @@ func newFirerunner(g *globals) *cobra.Command {
 	v.add(cmd.Flags())
 	cmd.Flags().BoolVar(&v.proved, "accel_proved", false, "KVM has been proved to work")
 	cmd.Flags().SetNormalizeFunc(snapfaasNames)
-	return cmd
+	return tool(cmd)
 }

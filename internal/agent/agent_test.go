@@ -23,6 +23,7 @@ type recorder struct {
 
 	mu       sync.Mutex
 	restored []*Restored
+	clock    []time.Time
 }
 
 func newRecorder() *recorder {
@@ -77,13 +78,29 @@ func (r *recorder) Mount(uint32, string) error { return nil }
 
 func (r *recorder) Suspend() Marks { return Marks{Stdout: 7, Stderr: 1 << 40} }
 
+// slowName is the host name that the recorder needs slowness to take.
+const (
+	slowName = "slow"
+	slowness = 5 * resend / 2
+)
+
 func (r *recorder) Restored(got *Restored) error {
-	if got.Hostname == "bad" {
+	switch got.Hostname {
+	case "bad":
 		return errors.New("cannot be that")
+	case slowName:
+		time.Sleep(slowness) // an emulated processor
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.restored = append(r.restored, got)
+	return nil
+}
+
+func (r *recorder) SetClock(now time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clock = append(r.clock, now)
 	return nil
 }
 

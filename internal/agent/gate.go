@@ -41,7 +41,8 @@ type gate struct {
 	pending chan struct{}
 
 	mu    sync.Mutex
-	token *Token // nil until the first handshake
+	token *Token    // nil until the first handshake
+	wall  time.Time // the newest that a restored guest was told
 	calls map[*callConn]struct{}
 }
 
@@ -195,7 +196,8 @@ func (g *gate) suspend(c net.Conn) error {
 	return err
 }
 
-// restored tells the guest, once, even if its answer was lost.
+// restored tells the guest, once, even if its answer was lost: after that, only
+// the time.
 func (g *gate) restored(t Token, r *Restored) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -203,13 +205,17 @@ func (g *gate) restored(t Token, r *Restored) error {
 	case g.token == nil:
 		return errDenied
 	case subtle.ConstantTimeCompare(r.Token[:], g.token[:]) == 1:
-		return nil
+		if !r.Wall.After(g.wall) {
+			return nil
+		}
+		g.wall = r.Wall
+		return g.guest.SetClock(r.Wall)
 	case subtle.ConstantTimeCompare(t[:], g.token[:]) != 1:
 		return errDenied
 	}
 	if err := g.guest.Restored(r); err != nil {
 		return err
 	}
-	g.token = &r.Token
+	g.token, g.wall = &r.Token, r.Wall
 	return nil
 }

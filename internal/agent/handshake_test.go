@@ -92,6 +92,37 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// A guest that is slow to take its identity in ends up with a fresh time.
+func TestResumeLate(t *testing.T) {
+	g := newRecorder()
+	dial := serve(t, g, "127.0.0.1")
+	token := NewToken()
+	if c, err := Connect(t.Context(), dial, token); err != nil {
+		t.Fatal(err)
+	} else {
+		_ = c.Close()
+	}
+	if err := Resume(t.Context(), udp(dial), token, &Restored{Token: NewToken(), Hostname: slowName}); err != nil {
+		t.Fatal(err)
+	}
+	told := g.told()
+	if len(told) != 1 {
+		t.Fatalf("the guest was told %d times", len(told))
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	last := told[0].Wall
+	for _, now := range g.clock {
+		if !now.After(last) {
+			t.Errorf("the clock was set from %v to %v", last, now)
+		}
+		last = now
+	}
+	if late := last.Sub(told[0].Wall); late < slowness/2 {
+		t.Errorf("the clock was set by what was sent %v after the first datagram, which took %v", late, slowness)
+	}
+}
+
 // udp dials the UDP port of the same address.
 func udp(dial func(context.Context) (net.Conn, error)) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -27,9 +28,15 @@ const (
 	maxReason = 1024
 	// maxDatagram is that of the question.
 	maxDatagram = tokenSize + restoredSize + maxHostname
-	// resend is when a datagram is taken for lost. A guest that is only slow
-	// is not told twice.
+	// resend is when a datagram is taken for lost, and from when on its time
+	// counts as old. A guest that is only slow becomes somebody else once; its
+	// clock it sets again.
 	resend = 500 * time.Millisecond
+	// corrections is how often the time is sent again to a guest that has
+	// answered, but late.
+	corrections = 4
+	// okSize is the size of answerOK with the time.
+	okSize = 1 + 8
 )
 
 // Resume gives a guest that has just been restored its new identity: t is the
@@ -45,38 +52,52 @@ func Resume(ctx context.Context, dial func(context.Context) (net.Conn, error), t
 	defer conn.Close() //nolint:errcheck // nothing is buffered
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	b := make([]byte, 1+maxReason)
-	for {
-		body, err := r.encode(time.Now())
+	told := false
+	for again := 0; ; again++ {
+		now := time.Now()
+		body, err := r.encode(now)
 		if err == nil {
 			_, err = conn.Write(append(t[:len(t):len(t)], body...))
 		}
 		if err == nil {
-			err = conn.SetReadDeadline(time.Now().Add(resend))
+			err = conn.SetReadDeadline(now.Add(resend))
 		}
-		n := 0
-		if err == nil {
-			n, err = conn.Read(b)
+		for err == nil {
+			var of time.Time
+			if of, err = readAnswer(conn); err != nil {
+				break
+			}
+			if !told {
+				told, again = true, 0
+			}
+			if of.Equal(time.Unix(0, now.UnixNano())) {
+				return nil
+			}
 		}
 		switch {
 		case ctx.Err() != nil:
 			return fmt.Errorf("agent: restored: %w", ctx.Err())
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			continue
-		case err != nil:
+		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("agent: restored: %w", err)
-		case n == 0:
-			continue
-		}
-		switch b[0] {
-		case answerOK:
-			return nil
-		case answerFailed:
-			return fmt.Errorf("agent: restored: %q", b[1:n])
-		default:
-			return fmt.Errorf("agent: restored: %w", errDenied)
+		case told && again >= corrections:
+			return nil // as good as it gets
 		}
 	}
+}
+
+// readAnswer reads one answer; of is the time in the datagram that it is to.
+func readAnswer(conn net.Conn) (of time.Time, err error) {
+	var b [1 + maxReason]byte
+	n, err := conn.Read(b[:])
+	switch {
+	case err != nil:
+		return of, err
+	case n == okSize && b[0] == answerOK:
+		return time.Unix(0, int64(binary.BigEndian.Uint64(b[1:]))), nil //nolint:gosec // any will do
+	case n > 0 && b[0] == answerFailed:
+		return of, fmt.Errorf("%q", b[1:n])
+	}
+	return of, errDenied
 }
 
 // restoredListener waits for datagrams, on a thread of its own.
@@ -144,7 +165,7 @@ func (d *restoredListener) handle(b []byte) []byte {
 	}
 	switch {
 	case err == nil:
-		return append(d.answer[:0], answerOK)
+		return binary.BigEndian.AppendUint64(append(d.answer[:0], answerOK), uint64(r.Wall.UnixNano())) //nolint:gosec // as it came
 	case errors.Is(err, errDenied):
 		return append(d.answer[:0], answerDenied)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"path"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
@@ -39,6 +40,8 @@ type Guest interface {
 	// Restored gives a guest that has been restored its identity. It is called
 	// on a thread of its own.
 	Restored(r *Restored) error
+	// SetClock sets the wall clock, after Restored: it was told late.
+	SetClock(t time.Time) error
 }
 
 // Serve answers the host's calls on a listener until that fails or ctx ends.

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 
 const (
 	port    = 8080
-	timeout = 3 * time.Minute // of one operation; a micro-VM under emulation is slow
+	timeout = 5 * time.Minute // of one operation; a micro-VM under emulation is slow
 	memory  = 256 << 20
 	disk    = 32 << 20
 )

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ type options struct {
 	run     string
 	exec    string
 	with    string
+	short   bool
 	verbose bool
 	memory  int
 	timeout time.Duration
@@ -36,13 +38,14 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.jobs, "jobs", "qemu,firecracker", "drivers to test; firecracker needs the programs firecracker and jailer on PATH")
+	flag.StringVar(&o.jobs, "jobs", "qemu,firecracker,cgroup2", "tests to run, of: qemu and firecracker (which needs the programs firecracker and jailer on PATH) with KVM; cgroup, runc and gvisor on cgroup v2, together cgroup2")
 	flag.StringVar(&o.exec, "exec", "", "instead of tests, run this command in the machine")
 	flag.StringVar(&o.with, "with", "", "programs and files of this machine to pack for -exec, separated by commas")
 	flag.StringVar(&o.run, "run", "", "regular expression of tests, as go test's; empty is each job's own choice, . is all")
+	flag.BoolVar(&o.short, "short", false, "of each job's choice, the part that CI runs")
 	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
 	flag.IntVar(&o.memory, "memory", 4096, "the machine's memory, MiB")
-	flag.DurationVar(&o.timeout, "timeout", 15*time.Minute, "for one boot of the machine, with all its jobs")
+	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for one boot of the machine, with all its jobs")
 	flag.DurationVar(&o.quiet, "quiet", time.Minute, "how long the machine may say nothing, not even that it lives, before it counts as hung")
 	flag.IntVar(&o.tries, "tries", 3, "how often to boot the machine anew when it hangs")
 	flag.Parse()
@@ -66,6 +69,9 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	fmt.Printf("kvmlab: prepared in %s\n", time.Since(began).Round(time.Second/10))
+	for _, l := range m.leftOut {
+		fmt.Println("kvmlab:", l)
+	}
 	left := jobs
 	var failed []string
 	for try := 1; len(left) > 0; try++ {
@@ -95,6 +101,16 @@ func run(ctx context.Context, o options) error {
 			fmt.Printf("kvmlab: %v; another try\n", err)
 		}
 		left = again
+	}
+	var passed []string
+	for _, j := range jobs {
+		if !slices.Contains(failed, j.Name) {
+			passed = append(passed, j.Name)
+		}
+	}
+	fmt.Println("kvmlab: passed:", strings.Join(passed, ", "))
+	for _, l := range m.leftOut {
+		fmt.Println("kvmlab:", l)
 	}
 	if len(failed) > 0 {
 		return errors.New("failed: " + strings.Join(failed, ", "))

@@ -15,7 +15,6 @@ import (
 
 	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/initramfs"
-	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/test/kvmlab/lab"
 )
 
@@ -31,37 +30,14 @@ var testPrograms = []string{
 var firstModules = []string{"virtio_mmio", "virtio_blk", "erofs", "overlay"}
 
 // modules are loaded before a job; the kernel loads others by need.
-var modules = []string{"kvm-amd", "tun"}
-
-// job is a driver's tests.
-type job struct {
-	pkg      string
-	subset   string // tests run without -run, which take a minute or two
-	tools    []string
-	env      []string
-	optional bool // left out where a tool is missing
-}
-
-// conformance is the part of the suite that shows most for its time: nested in
-// an emulated machine everything takes ten times as long. KVMLAB='-run .' is all.
-const conformance = "TestConformance$/^(Probe|HTTP|Exec|Dial)$|TestConformance$/^Snapshot$/^(Compatibility|Record|Again)$"
-
-var drivers = map[string]job{
-	"qemu": {
-		pkg: "internal/sandbox/qemu", subset: conformance,
-		tools: []string{"qemu-system-x86_64"}, env: []string{"SKEP_TEST_ACCEL=kvm"},
-	},
-	"firecracker": {
-		pkg: "internal/sandbox/firecracker", subset: conformance + "|TestOptions$/^HTTP$|TestHugePages$/^HTTP$",
-		tools: []string{"firecracker", "jailer"}, env: []string{"SKEP_TEST_ACCEL=kvm"}, optional: true,
-	},
-}
+var modules = []string{"kvm-amd", "tun", "loop"}
 
 // machine is what all tries boot.
 type machine struct {
 	dir, qemu      string
 	kernel, initrd string
 	root           *pack
+	leftOut        []string // which jobs, and why
 }
 
 func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, error) {
@@ -91,17 +67,15 @@ func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, e
 		}
 		jobs, o.jobs = append(jobs, j), ""
 	}
-	for name := range strings.SplitSeq(o.jobs, ",") {
-		if name == "" {
-			continue
-		}
-		d, ok := drivers[name]
-		if !ok {
-			return nil, nil, fmt.Errorf("-jobs: %q is none of qemu, firecracker", name)
-		}
+	names, err := jobNames(o.jobs)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range names {
+		d := packages[name]
 		j, err := m.addJob(ctx, o, repo, bin, name, d)
-		if errors.Is(err, exec.ErrNotFound) && d.optional {
-			fmt.Printf("kvmlab: %s is left out: %v\n", name, err)
+		if errors.Is(err, exec.ErrNotFound) && d.optional != "" {
+			m.leftOut = append(m.leftOut, fmt.Sprintf("%s is left out: %v: %s", name, err, d.optional))
 			continue
 		}
 		if err != nil {
@@ -153,36 +127,6 @@ func (m *machine) addTool(p string) error {
 		m.root.put(path.Join(lab.BinDir, filepath.Base(p)), p)
 	}
 	return m.root.program(p)
-}
-
-// searchPath is the PATH of all jobs.
-const searchPath = "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:" + lab.BinDir
-
-// addJob builds a driver's tests and packs the tools they need.
-func (m *machine) addJob(ctx context.Context, o options, repo, bin, name string, d job) (lab.Job, error) {
-	for _, t := range d.tools {
-		p, err := exec.LookPath(t)
-		if err != nil {
-			return lab.Job{}, err
-		}
-		if err := m.addTool(p); err != nil {
-			return lab.Job{}, err
-		}
-	}
-	test := name + ".test"
-	if err := build(ctx, repo, filepath.Join(bin, test), "test", "-c", module+d.pkg); err != nil {
-		return lab.Job{}, err
-	}
-	pattern := d.subset
-	if o.run != "" {
-		pattern = o.run
-	}
-	args := []string{path.Join(lab.BinDir, test), "-test.run", pattern, "-test.v", "-test.timeout", o.timeout.String()}
-	env := append([]string{
-		searchPath,
-		"HOME=/root", "TMPDIR=/tmp", "CI=true", testenv.ProgramsEnv + "=" + lab.BinDir,
-	}, d.env...)
-	return lab.Job{Name: name, Args: args, Env: env, Modules: modules}, nil
 }
 
 // addSystem packs what every job needs, and makes kernel and initramfs.

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/internal/netns"
 	"github.com/skep-dev/skep/internal/snapfaas/frame"
 	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/test/skeptest"
@@ -31,6 +32,8 @@ const patience = 4 * time.Minute
 type world struct {
 	t   *testing.T
 	dir string
+	// netns is the network namespace that commands run in; "" is the machine's.
+	netns string
 }
 
 func newWorld(t *testing.T) *world {
@@ -45,7 +48,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{t, dir}
+	w := &world{t: t, dir: dir}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	skep, err := skeptest.Build(ctx, filepath.Join(dir, "skep"))
@@ -104,8 +107,27 @@ func (w *world) try(stdin, line string) (string, string, error) {
 	var out, errOut bytes.Buffer
 	cmd := w.command(ctx, stdin, line)
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err := cmd.Run()
+	err := w.start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	return out.String(), errOut.String(), err
+}
+
+func (w *world) start(cmd *exec.Cmd) error {
+	if w.netns == "" {
+		return cmd.Start()
+	}
+	return netns.Do(w.netns, cmd.Start) // a child is where the thread is
+}
+
+// write makes a file.
+func (w *world) write(name, text string) {
+	w.t.Helper()
+	w.mkdir(filepath.Dir(name))
+	if err := os.WriteFile(w.path(name), []byte(text), 0o644); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // fails runs a line that must fail and say the words.
@@ -196,7 +218,10 @@ func TestWalkthrough(t *testing.T) {
 
 	// Generate snapshots
 	w.fails("singlevm"+machine+" --dump_dir snapshot/none --force_exit", "--dump_dir", "mkdir")
-	w.mkdir("snapshot/python3", "snapshot/diff/hello-python3")
+	w.mkdir("snapshot/python3", "snapshot/diff/hello-python3", "snapshot/diff/second")
+	// A language snapshot, and the same with the placeholder in its place.
+	w.run("", "singlevm"+machine+" --dump_dir snapshot/python3 --force_exit")
+	w.wantAnswers("singlevm"+machine+hello+" --load_dir snapshot/python3", "restore memory: ", "app loaded: ")
 	w.run("", "singlevm"+machine+" --appfs appfs/empty.ext2 --dump_dir snapshot/python3 --force_exit")
 	w.run("", "singlevm"+machine+hello+" --load_dir snapshot/python3 --dump_dir snapshot/diff/hello-python3 --force_exit")
 	const base = " --load_dir snapshot/python3"
@@ -211,6 +236,14 @@ func TestWalkthrough(t *testing.T) {
 	w.wantAnswers("singlevm"+machine+hello+diff+" --copy_diff", "restore memory: ")
 	w.wantAnswers("singlevm"+machine+hello+" --load_dir snapshot/python3,snapshot/diff/hello-python3 --copy_base", "restore memory: ")
 
+	// A diff on a diff, and its working set.
+	w.run("", "singlevm"+machine+hello+diff+" --dump_dir snapshot/diff/second --force_exit")
+	const second = base + " --diff_dirs snapshot/diff/hello-python3,snapshot/diff/second"
+	w.wantAnswers("singlevm" + machine + hello + second + " --dump_ws")
+	w.wantAnswers("singlevm" + machine + hello + second + " --load_ws")
+	w.wantAnswers("singlevm"+machine+hello+second+" --copy_diff=false", "each page is read when it is touched first")
+	w.badLines("singlevm" + machine + hello + second)
+
 	for _, bad := range []struct {
 		line  string
 		words []string
@@ -220,11 +253,41 @@ func TestWalkthrough(t *testing.T) {
 		{"singlevm" + machine + " --load_dir snapshot", []string{"no snapshot in it"}},
 		{"singlevm" + machine + " --copy_diff", []string{"--copy_diff", "needs --load_dir"}},
 		{"singlevm --rootfs rootfs/none", []string{"--rootfs", "no such file"}},
+		{"singlevm" + machine + base + ",snapshot/diff/second", []string{"--load_dir", "a diff of another base"}},
+		{"singlevm" + machine + base + " --force_exit", []string{"--force_exit", "needs --dump_dir"}},
+		{"singlevm" + machine + base, []string{"there is no app", "--appfs"}},
+		{"singlevm" + machine + " --appfs appfs/none.ext2", []string{"--appfs", "no such file"}},
+		{"singlevm" + machine + " --mem_size 8", []string{"--mem_size: 8 MB is not between"}},
+		{"singlevm" + machine + " --id a/b", []string{"--id", "is not a name"}},
+		{"singlevm" + machine + " --accel fast", []string{"--accel", "auto, kvm, tcg"}},
+		{"skep runtime build perl rootfs/perl", []string{"unknown runtime", "python3, nodejs, go, java"}},
+		{"skep runtime build python3", []string{"the runtime and the file to write"}},
+		{"skep runtime build python3 none/python3", []string{"output", "no such file"}},
+		{"skep app build none appfs/x", []string{"app folder", "no such file"}},
+		{"skep app build rootfs appfs/x", []string{"no workload.py"}},
+		{"skep app bild", []string{"unknown command"}},
+		{"skep network taps many", []string{"not a number from 1"}},
+		{"multivm --config none.yaml --mem 128 --listen 0", []string{"--config", "no such file"}},
 	} {
 		w.fails(bad.line, bad.words...)
 	}
 
+	w.probes(machine, base)
 	w.cluster()
+}
+
+// badLines sends lines that are no requests among others, which are answered.
+func (w *world) badLines(line string) {
+	w.t.Helper()
+	stdout, stderr, err := w.try("{\"name\":\"Ann\"}\nnot JSON\n{\"name\":\n{\"payload\":{\"name\":\"Bo\"}}", line)
+	if err == nil || stdout != answers {
+		w.t.Errorf("answers to lines some of which are bad: %q, %v", stdout, err)
+	}
+	for _, want := range []string{"line 2: it is not JSON", "line 3: it is not JSON", "2 of 4 requests failed"} {
+		if !strings.Contains(stderr, want) {
+			w.t.Errorf("bad lines: %q is not said:\n%s", want, stderr)
+		}
+	}
 }
 
 const yaml = `
@@ -243,9 +306,11 @@ functions:
 // cluster is Cluster Mode.
 func (w *world) cluster() {
 	t := w.t
-	if err := os.WriteFile(w.path("controller.yaml"), []byte(yaml), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w.write("controller.yaml", yaml)
+	w.write("bad.yaml", "functions: {hello: {runtimefs: rootfs/python3.ext4, colour: red}}")
+	w.fails("multivm --config bad.yaml --mem 128 --listen 0", "--config: bad.yaml: functions: hello", "\"colour\"", "concurrency_limit")
+	w.write("bad.yaml", "functions: {hello: {runtimefs: rootfs/python3.ext4, memory: 8}}")
+	w.fails("multivm --config bad.yaml --mem 128 --listen 0", "functions: hello: memory: 8 MB is not between")
 	log, err := os.Create(w.path("multivm.log"))
 	if err != nil {
 		t.Fatal(err)

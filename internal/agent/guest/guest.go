@@ -23,8 +23,9 @@ const function = 0
 type guest struct {
 	ping *agentpb.PingResponse
 
-	mu   sync.Mutex // held through Configure and Start
-	conf *agentpb.ConfigureRequest
+	mu     sync.Mutex // held through Configure and Start
+	conf   *agentpb.ConfigureRequest
+	random int // descriptor of /dev/random, open since Configure
 	// nameFiles are open since Suspend.
 	nameFiles []nameFile
 	cg        *cgroup
@@ -59,6 +60,9 @@ func (g *guest) Configure(_ context.Context, conf *agentpb.ConfigureRequest) (er
 		if err := unix.Sethostname([]byte(conf.Hostname)); err != nil {
 			return fmt.Errorf("set the host name: %w", err)
 		}
+	}
+	if g.random, err = unix.Open("/dev/random", unix.O_WRONLY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open /dev/random: %w", err)
 	}
 	if err := setLimits(); err != nil {
 		return err

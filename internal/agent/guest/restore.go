@@ -1,11 +1,9 @@
 package guest
 
 import (
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 	"unsafe"
 
@@ -32,12 +30,11 @@ func (g *guest) Suspend() agent.Marks {
 }
 
 // Restored gives the guest an identity of its own. The clock comes first, as
-// every moment makes it wrong.
+// every moment makes it wrong. Here every line counts: where the processor is
+// emulated, all code is translated anew, at some 10 us for each of its blocks,
+// while the first request waits.
 func (g *guest) Restored(r *agent.Restored) error {
-	if err := setClock(r.Wall); err != nil {
-		return err
-	}
-	if err := addEntropy(r.Entropy[:]); err != nil {
+	if err := g.SetClock(r.Wall); err != nil {
 		return err
 	}
 	g.mu.Lock()
@@ -45,12 +42,14 @@ func (g *guest) Restored(r *agent.Restored) error {
 	if g.conf == nil {
 		return errors.New("not configured")
 	}
+	if err := g.addEntropy(&r.Entropy); err != nil {
+		return err
+	}
 	if r.NewDisks {
 		if err := lookAgain(); err != nil {
 			return err
 		}
 	}
-	old := namesOf(g.conf)
 	g.conf.MachineId = hex.EncodeToString(r.MachineID[:])
 	if r.Hostname != "" {
 		g.conf.Hostname = r.Hostname
@@ -58,15 +57,17 @@ func (g *guest) Restored(r *agent.Restored) error {
 			return fmt.Errorf("set the host name: %w", err)
 		}
 	}
-	for _, f := range g.nameFiles {
-		if err := f.rewrite(old, namesOf(g.conf)); err != nil {
+	n := namesOf(g.conf)
+	for i := range g.nameFiles {
+		if err := g.nameFiles[i].rewrite(n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func setClock(t time.Time) error {
+// SetClock sets the wall clock.
+func (*guest) SetClock(t time.Time) error {
 	ts := unix.NsecToTimespec(t.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("set the clock: %w", err)
@@ -76,19 +77,14 @@ func setClock(t time.Time) error {
 
 // addEntropy mixes bytes into the kernel's random generator, trusts them, and
 // has it use them at once: see random(4).
-func addEntropy(b []byte) error {
-	f, err := os.OpenFile("/dev/random", os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close() //nolint:errcheck // nothing is buffered
-	// struct rand_pool_info: bits, bytes, and the bytes.
-	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(b)))
-	info = binary.NativeEndian.AppendUint32(info, uint32(len(b)))
-	info = append(info, b...)
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info[0])))
+func (g *guest) addEntropy(b *[agent.EntropySize]byte) error {
+	info := struct { // rand_pool_info
+		bits, size int32
+		b          [agent.EntropySize]byte
+	}{8 * agent.EntropySize, agent.EntropySize, *b}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(g.random), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info)))
 	if errno == 0 {
-		_, _, errno = unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0)
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(g.random), unix.RNDRESEEDCRNG, 0)
 	}
 	if errno != 0 {
 		return fmt.Errorf("reseed the random generator: %w", errno)
@@ -101,29 +97,48 @@ type names struct{ hostname, address, machineID string }
 
 func namesOf(c *agentpb.ConfigureRequest) names { return names{c.Hostname, c.Address, c.MachineId} }
 
-// files are the contents by path, relative to the root.
-func (n names) files() map[string]string {
-	host := n.hostname
-	if host == "" {
-		host = "localhost"
+// etcFile is a file in /etc that says names.
+type etcFile struct {
+	path string // relative to the root
+	text func(names) string
+}
+
+var etcFiles = []etcFile{{"etc/hostname", names.hostnameFile}, {"etc/hosts", names.hostsFile}, {machineIDPath, names.machineIDFile}}
+
+const machineIDPath = "etc/machine-id"
+
+func (n names) name() string {
+	if n.hostname == "" {
+		return "localhost"
 	}
-	// A name for the own address spares servers that ask for their full name
-	// (Python's http.server) a DNS time-out.
+	return n.hostname
+}
+
+func (n names) hostnameFile() string { return n.name() + "\n" }
+
+// hostsFile has a name for the own address: it spares servers that ask for
+// their full name (Python's http.server) a DNS time-out.
+func (n names) hostsFile() string {
 	hosts := "127.0.0.1\tlocalhost\n"
-	if host != "localhost" && n.address != "" {
-		hosts += n.address + "\t" + host + "\n"
+	if n.name() != "localhost" && n.address != "" {
+		hosts += n.address + "\t" + n.name() + "\n"
 	}
-	f := map[string]string{"etc/hostname": host + "\n", "etc/hosts": hosts}
-	if n.machineID != "" {
-		f["etc/machine-id"] = n.machineID + "\n"
+	return hosts
+}
+
+// machineIDFile is empty if there is to be none.
+func (n names) machineIDFile() string {
+	if n.machineID == "" {
+		return ""
 	}
-	return f
+	return n.machineID + "\n"
 }
 
 // nameFile is an open file of names.
 type nameFile struct {
-	path string
-	fd   int
+	etcFile
+	fd  int
+	was string
 }
 
 // openNames opens the files in a process's root that say what we wrote there.
@@ -135,8 +150,12 @@ func openNames(pid int, n names) []nameFile {
 	}
 	defer unix.Close(root) //nolint:errcheck // nothing was written
 	var open []nameFile
-	for path, text := range n.files() {
-		fd, err := unix.Openat2(root, path, &unix.OpenHow{
+	for _, file := range etcFiles {
+		text := file.text(n)
+		if text == "" {
+			continue
+		}
+		fd, err := unix.Openat2(root, file.path, &unix.OpenHow{
 			Flags:   unix.O_RDWR | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 		})
@@ -148,23 +167,24 @@ func openNames(pid int, n names) []nameFile {
 			_ = unix.Close(fd)
 			continue
 		}
-		open = append(open, nameFile{path, fd})
+		open = append(open, nameFile{file, fd, text})
 	}
 	return open
 }
 
 // rewrite replaces the content.
-func (f nameFile) rewrite(old, now names) error {
-	was, text := old.files()[f.path], now.files()[f.path]
-	if was == text {
+func (f *nameFile) rewrite(n names) error {
+	text := f.text(n)
+	if text == f.was {
 		return nil
 	}
 	_, err := unix.Pwrite(f.fd, []byte(text), 0)
-	if err == nil && len(text) != len(was) {
+	if err == nil && len(text) != len(f.was) {
 		err = unix.Ftruncate(f.fd, int64(len(text)))
 	}
 	if err != nil {
 		return fmt.Errorf("write /%s: %w", f.path, err)
 	}
+	f.was = text
 	return nil
 }

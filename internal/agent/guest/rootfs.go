@@ -78,10 +78,13 @@ func writeNames(n names, dns []string) error {
 	if err := os.MkdirAll("/etc", 0o755); err != nil {
 		return err
 	}
-	files := n.files()
-	files["etc/resolv.conf"] = resolv.String()
-	for name, text := range files {
-		name = "/" + name
+	resolver := etcFile{"etc/resolv.conf", func(names) string { return resolv.String() }}
+	for _, f := range append([]etcFile{resolver}, etcFiles...) {
+		text := f.text(n)
+		if text == "" && f.path == machineIDPath {
+			continue
+		}
+		name := "/" + f.path
 		// It may be a link that leads nowhere, or a directory.
 		if err := os.RemoveAll(name); err != nil {
 			return err

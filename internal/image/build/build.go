@@ -52,6 +52,8 @@ type Options struct {
 	AllowScripts bool
 	// GoPackage is the main package within Dir, default ".". Go only.
 	GoPackage string
+	// JavaMain is the class to start of a Maven project whose jar names none.
+	JavaMain string
 	// AptSources are apt source files (.list or .sources) to make bases from,
 	// instead of the Debian archives this machine's apt is configured with.
 	AptSources []string

@@ -31,6 +31,9 @@ func (j *job) maven(ctx context.Context, jar, lib string) (string, error) {
 		return "", err
 	}
 	main, err := manifestMain(made)
+	if errors.Is(err, errNoMain) && j.JavaMain != "" {
+		main, err = j.JavaMain, nil
+	}
 	if err != nil {
 		return "", err
 	}
@@ -104,5 +107,7 @@ func parseManifestMain(s string) (string, error) {
 			return v, nil
 		}
 	}
-	return "", errors.New("pom.xml: the jar has no Main-Class: configure maven-jar-plugin's archive.manifest.mainClass")
+	return "", errNoMain
 }
+
+var errNoMain = errors.New("pom.xml: the jar has no Main-Class: configure maven-jar-plugin's archive.manifest.mainClass")

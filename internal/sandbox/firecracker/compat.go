@@ -5,10 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -39,11 +36,9 @@ func (d *Driver) compatibility(ctx context.Context, b *box) (c sandbox.Compatibi
 	c.Agent = hex.EncodeToString(sum[:])
 	c.MemoryBytes = b.Resources.MemoryBytes
 	c.VCPUs = int(microvm.VCPUs(b.Resources.CPUMillis))
-	cpuinfo, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
+	if c.CPUModel, c.CPUFeatures, err = microvm.HostCPU(); err != nil {
 		return c, err
 	}
-	c.CPUModel, c.CPUFeatures = parseCPU(string(cpuinfo))
 	switch {
 	case d.conf.CPUTemplate != "":
 		vendor, _, _ := strings.Cut(c.CPUModel, " ")
@@ -58,50 +53,21 @@ func (d *Driver) compatibility(ctx context.Context, b *box) (c sandbox.Compatibi
 	return c, nil
 }
 
-// parseCPU reads the first processor's model and flags from /proc/cpuinfo.
-func parseCPU(cpuinfo string) (model string, features []string) {
-	values := map[string]string{}
-	for line := range strings.Lines(cpuinfo) {
-		key, value, ok := strings.Cut(line, ":")
-		if !ok {
-			if len(values) > 0 {
-				break // the next processor
-			}
-			continue
-		}
-		values[strings.TrimSpace(key)] = strings.TrimSpace(value)
-	}
-	features = strings.Fields(values["flags"])
-	slices.Sort(features)
-	var id []string
-	for _, key := range []string{"vendor_id", "cpu family", "model", "stepping"} {
-		id = append(id, values[key])
-	}
-	return strings.Join(id, " "), slices.Compact(features)
-}
-
-// firecrackerVersion asks the program once. Another than the pinned release is
-// used, and said.
+// firecrackerVersion is the program's. Another than the pinned release is used,
+// and said.
 func (d *Driver) firecrackerVersion(ctx context.Context) (string, error) {
-	if err := microvm.Lock(ctx, d.versions); err != nil {
+	first, err := d.program.Version(ctx)
+	if err != nil {
 		return "", err
 	}
-	defer microvm.Unlock(d.versions)
-	if d.version != "" {
-		return d.version, nil
-	}
-	out, err := exec.CommandContext(ctx, d.program, "--version").Output()
-	if err != nil {
-		return "", fmt.Errorf("%s --version: %w", d.program, err)
-	}
-	first, _, _ := strings.Cut(string(out), "\n")
-	version, ok := strings.CutPrefix(strings.TrimSpace(first), "Firecracker ")
-	if !ok || version == "" || len(version) > 100 {
-		return "", fmt.Errorf("%s --version printed %.200q", d.program, out)
+	version, ok := strings.CutPrefix(first, "Firecracker ")
+	if !ok || version == "" {
+		return "", fmt.Errorf("%s --version printed %q", d.program.Path, first)
 	}
 	if want := Pinned().Version; version != want {
-		d.log.Warn("firecracker: not the release that this driver is tested with", "version", version, "tested", want)
+		d.strange.Do(func() {
+			d.log.Warn("firecracker: not the release that this driver is tested with", "version", version, "tested", want)
+		})
 	}
-	d.version = version
 	return version, nil
 }

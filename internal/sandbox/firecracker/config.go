@@ -69,10 +69,6 @@ type Config struct {
 // staticTemplates are the CPU templates built into Firecracker for x86_64.
 var staticTemplates = []string{"C3", "T2", "T2S", "T2CL", "T2A"}
 
-// guestModules is what the agent needs of the guest's kernel: Firecracker's
-// devices are on the memory bus.
-var guestModules = []string{"virtio_mmio", "virtio_blk", "virtio_net", "erofs", "overlay"}
-
 // New checks the configuration and finds what the driver needs. It starts
 // nothing: Probe does.
 func New(c Config) (*Driver, error) {
@@ -90,11 +86,12 @@ func newDriver(c Config) (*Driver, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	d := &Driver{conf: c, log: c.Log, booting: make(chan struct{}, runtime.NumCPU()+1), versions: make(chan struct{}, 1)}
-	var err error
-	if d.program, err = findProgram("firecracker", c.Firecracker); err != nil {
+	d := &Driver{conf: c, log: c.Log, booting: make(chan struct{}, runtime.NumCPU()+1)}
+	program, err := findProgram("firecracker", c.Firecracker)
+	if err != nil {
 		return nil, err
 	}
+	d.program = microvm.NewProgram(program)
 	if d.jailer, err = findProgram("jailer", c.Jailer); err != nil {
 		return nil, err
 	}
@@ -117,7 +114,7 @@ func newDriver(c Config) (*Driver, error) {
 			return nil, err
 		}
 	}
-	modules := slices.Clone(guestModules)
+	modules := microvm.Modules()
 	if c.Balloon {
 		modules = append(modules, "virtio_balloon")
 	}

@@ -2,14 +2,16 @@ package firecracker_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/firecracker"
 	"github.com/skep-dev/skep/internal/sandbox/firecracker/fcapi"
@@ -20,7 +22,52 @@ import (
 func TestConformance(t *testing.T) {
 	needFirecracker(t)
 	sandboxtest.Run(t, func(t *testing.T) sandbox.Driver { return newDriver(t, firecracker.Config{}) },
-		sandboxtest.Options{Timeout: 3 * time.Minute, Parallel: 4})
+		sandboxtest.Options{Parallel: 4, Inspect: confined})
+}
+
+// confined checks that Firecracker's own seccomp filters hold every thread of
+// a machine that runs.
+func confined(t *testing.T, s sandbox.State) {
+	t.Helper()
+	g, err := cgroup.Load(s.Cgroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids, err := g.Procs()
+	pids = slices.DeleteFunc(pids, func(pid int) bool {
+		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		return exe == "" // a thread of KVM's own, which some kernels have there
+	})
+	if err != nil || len(pids) != 1 {
+		t.Fatalf("processes of the machine: %v, %v; want the monitor alone", pids, err)
+	}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/status", pids[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of := map[string]string{}
+		for line := range strings.Lines(string(b)) {
+			k, v, _ := strings.Cut(line, ":")
+			of[k] = strings.TrimSpace(v)
+		}
+		names = append(names, of["Name"])
+		// 2 is SECCOMP_MODE_FILTER.
+		if of["Seccomp"] != "2" || of["NoNewPrivs"] != "1" || strings.Trim(of["CapEff"], "0") != "" {
+			t.Errorf("thread %s: Seccomp %s, NoNewPrivs %s, CapEff %s; want 2, 1, none", of["Name"], of["Seccomp"], of["NoNewPrivs"], of["CapEff"])
+		}
+	}
+	t.Logf("threads with a seccomp filter: %q", names)
+	for _, want := range []string{"firecracker", "fc_api", "fc_vcpu 0"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("threads %q: no %q", names, want)
+		}
+	}
 }
 
 // needFirecracker skips a test where Firecracker is not, or has no KVM: make
@@ -79,7 +126,7 @@ func TestOptions(t *testing.T) {
 		return newDriver(t, firecracker.Config{
 			CPUTemplate: template, Balloon: true, NoDirtyTracking: true, DiskRate: limit, ReceiveRate: limit, SendRate: limit,
 		})
-	}, sandboxtest.Options{Timeout: 3 * time.Minute, Parallel: 4})
+	}, sandboxtest.Options{Parallel: 4})
 }
 
 // hugePages is enough for the machines of one test at a time.
@@ -102,5 +149,5 @@ func TestHugePages(t *testing.T) {
 	})
 	sandboxtest.Run(t, func(t *testing.T) sandbox.Driver {
 		return newDriver(t, firecracker.Config{HugePages: true})
-	}, sandboxtest.Options{Timeout: 3 * time.Minute, Parallel: 2})
+	}, sandboxtest.Options{Parallel: 2})
 }

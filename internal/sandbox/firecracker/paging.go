@@ -50,14 +50,14 @@ func (b *box) servePages(ctx context.Context, r sandbox.Restore) (_ *paging, err
 		defer cancel()
 		if err := b.serve(serving, p, r.Record); err != nil {
 			b.d.log.Error("firecracker: page faults are not answered any more, the machine is killed", "sandbox", b.Spec.ID, "error", err)
-			b.vm.fail(err)
+			b.vm.Fail(err)
 		}
 		if p.set != nil {
 			_ = p.set.Close()
 		}
 	}()
 	go func() {
-		<-b.vm.dead
+		<-b.vm.Dead()
 		_ = p.listener.Close() // a monitor that never came
 	}()
 	return p, nil
@@ -78,7 +78,7 @@ func (b *box) serve(ctx context.Context, p *paging, record bool) error {
 	}
 	defer unix.Close(h.Process) //nolint:errcheck // a pidfd
 	s, err := pager.New(pager.Config{
-		UFFD: h.UFFD, Regions: h.Regions, Process: h.Process, Source: b.image.source, WorkingSet: p.set, Record: record,
+		UFFD: h.UFFD, Regions: h.Regions, Process: h.Process, Source: b.image.Source, WorkingSet: p.set, Record: record,
 		Kill: func(context.Context) error {
 			return ignoreGone(unix.PidfdSendSignal(h.Process, unix.SIGKILL, nil, 0))
 		},
@@ -86,8 +86,8 @@ func (b *box) serve(ctx context.Context, p *paging, record bool) error {
 	})
 	if err != nil {
 		// The memory must not be let go while the machine may run.
-		b.vm.fail(err)
-		<-b.vm.dead
+		b.vm.Fail(err)
+		<-b.vm.Dead()
 		return errors.Join(err, h.UFFD.Close())
 	}
 	p.mu.Lock()
@@ -106,7 +106,7 @@ func (b *box) accept(p *paging) (*net.UnixConn, error) {
 		conn, err := p.listener.AcceptUnix()
 		if err != nil {
 			select {
-			case <-b.vm.dead:
+			case <-b.vm.Dead():
 				return nil, nil
 			default:
 				return nil, fmt.Errorf("wait for the monitor's memory: %w", err)
@@ -129,7 +129,7 @@ func (b *box) isMonitor(conn *net.UnixConn) bool {
 	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil || err != nil {
 		return false
 	}
-	return int(cred.Pid) == b.vm.cmd.Process.Pid
+	return int(cred.Pid) == b.vm.Pid()
 }
 
 func ignoreGone(err error) error {
@@ -154,7 +154,7 @@ func (b *recordedBox) Recorded(ctx context.Context, path string) error {
 	if s == nil || ended {
 		return fmt.Errorf("firecracker: sandbox %s: there is no recording, or it has ended", b.Spec.ID)
 	}
-	if err := pager.WriteWorkingSet(ctx, path, s.StopRecording(), b.image.source); err != nil {
+	if err := pager.WriteWorkingSet(ctx, path, s.StopRecording(), b.image.Source); err != nil {
 		return fmt.Errorf("firecracker: sandbox %s: %w", b.Spec.ID, err)
 	}
 	return nil

@@ -26,8 +26,9 @@ import (
 func TestJail(t *testing.T) {
 	testenv.Root(t)
 	var d Driver
+	var program string
 	d.log = slog.New(slog.NewTextHandler(io.Discard, nil))
-	for name, path := range map[string]*string{"firecracker": &d.program, "jailer": &d.jailer} {
+	for name, path := range map[string]*string{"firecracker": &program, "jailer": &d.jailer} {
 		var err error
 		if *path, err = exec.LookPath(name); err != nil {
 			t.Skipf("this test needs %s: skep setup", name)
@@ -36,6 +37,7 @@ func TestJail(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	d.program = microvm.NewProgram(program)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	id := sandbox.NewID()
@@ -62,7 +64,7 @@ func TestJail(t *testing.T) {
 			t.Errorf("left behind: %v, %v, cgroup %v", left, err, g.Exists())
 		}
 	})
-	j, err := newJail(dir, d.program, id, microvm.UID(id))
+	j, err := newJail(dir, program, id, microvm.UID(id))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +93,7 @@ func TestJail(t *testing.T) {
 	if err := v.api.PutBootSource(ctx, fcapi.BootSource{Kernel: file}); err == nil {
 		t.Error("the monitor sees the host's files")
 	}
-	proc := "/proc/" + strconv.Itoa(v.cmd.Process.Pid)
+	proc := "/proc/" + strconv.Itoa(v.Pid())
 	status, err := os.ReadFile(proc + "/status")
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +110,7 @@ func TestJail(t *testing.T) {
 			t.Errorf("namespace %s: ours %s, the monitor's %s, %v, %v", ns, ours, theirs, err1, err2)
 		}
 	}
-	if pids, err := g.Procs(); err != nil || len(pids) != 1 || pids[0] != v.cmd.Process.Pid {
+	if pids, err := g.Procs(); err != nil || len(pids) != 1 || pids[0] != v.Pid() {
 		t.Errorf("the cgroup has %v, %v", pids, err)
 	}
 	var st unix.Stat_t

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/firecracker/fcapi"
 	"github.com/skep-dev/skep/internal/sandbox/microvm"
@@ -80,15 +79,18 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	if err := saved.fits(&now); err != nil {
 		return err
 	}
-	b.from, b.newDisks = saved, saved.newDisks(&now)
-	if b.image, err = openImage(r.Image, saved.MemoryMiB*mib); err != nil {
+	b.Origin = &microvm.Origin{
+		Saved: &saved.Saved, NewDisks: saved.NewDisks(&now.Saved),
+		Run: func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
+	}
+	if b.image, err = microvm.OpenImage(r.Image, saved.MemoryMiB*mib); err != nil {
 		return err
 	}
 	load := fcapi.SnapshotLoad{
 		StatePath: statePath, TrackDirtyPages: d.tracks(),
 		NetworkOverrides: []fcapi.NetworkOverride{{ID: netCard, Device: b.Spec.Link.Interface}},
 	}
-	if b.jail, err = newJail(b.Spec.Dir, d.program, b.Spec.ID, microvm.UID(b.Spec.ID)); err != nil {
+	if b.jail, err = newJail(b.Spec.Dir, d.program.Path, b.Spec.ID, microvm.UID(b.Spec.ID)); err != nil {
 		return err
 	}
 	if err := b.jail.give(statePath, state); err != nil {
@@ -106,7 +108,7 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	if err := d.prepareMonitor(ctx, b, binds); err != nil {
 		return err
 	}
-	b.AddPhases(sandbox.Phase{Name: "vmm", Took: time.Since(begin)})
+	b.AddPhase("vmm", begin)
 	begin = time.Now()
 	if mode == sandbox.RestorePager {
 		if b.paging, err = b.servePages(ctx, r); err != nil {
@@ -116,7 +118,7 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	if err := b.vm.api.LoadSnapshot(ctx, load); err != nil {
 		return fmt.Errorf("%w; %w", err, b.vm.Explain())
 	}
-	if b.newDisks {
+	if b.Origin.NewDisks {
 		// So that the guest learns of other sizes.
 		for i := range b.Spec.Disks {
 			if err := b.vm.api.PatchDrive(ctx, fcapi.DriveUpdate{ID: fmt.Sprintf("disk%d", i), Path: diskPath(i)}); err != nil {
@@ -124,23 +126,23 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 			}
 		}
 	}
-	b.AddPhases(sandbox.Phase{Name: "load", Took: time.Since(begin)})
+	b.AddPhase("load", begin)
 	return nil
 }
 
 // mapMemory puts one file with the memory into the jail: that of the image if
 // it is one, or else a copy.
 func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore, mode sandbox.RestoreMode) ([]bind, error) {
-	if len(b.image.files) > 1 {
+	if len(b.image.Files) > 1 {
 		path := b.jail.path(memoryPath)
-		if err := b.image.flatten(ctx, path); err != nil {
+		if err := flatten(ctx, b.image.Source, path); err != nil {
 			return nil, err
 		}
 		return nil, os.Chown(path, b.jail.uid, b.jail.uid)
 	}
 	// The monitor opens it as a user of its own. What keeps others away is its
 	// folder.
-	f := b.image.files[0]
+	f := b.image.Files[0]
 	info, err := f.Stat()
 	if err == nil && info.Mode()&0o004 == 0 {
 		err = f.Chmod(info.Mode().Perm() | 0o044)
@@ -149,20 +151,9 @@ func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore, mode 
 		return nil, err
 	}
 	if mode == sandbox.RestoreHint && r.Image.WorkingSet != "" {
-		if err := hint(f, r.Image.WorkingSet); err != nil {
+		if err := microvm.ReadAhead(f, r.Image.WorkingSet); err != nil {
 			return nil, err
 		}
 	}
 	return []bind{{filepath.Join(r.Image.Dirs[0], sandbox.FileMemory), memoryPath}}, nil
-}
-
-// Start starts the function's process, or has a prepared machine go on, and
-// limits the processor.
-func (b *box) Start(ctx context.Context) error {
-	if b.from == nil {
-		return b.Box.Start(ctx)
-	}
-	return b.Resume(ctx, agent.Token(b.from.Token), b.from.Marks, b.newDisks, func(ctx context.Context) error {
-		return b.vm.api.SetState(ctx, fcapi.Resumed)
-	})
 }

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/firecracker/fcapi"
@@ -24,32 +23,13 @@ var _ sandbox.Saver = (*box)(nil)
 // Save makes a snapshot. The machine stands still while Firecracker writes its
 // memory.
 func (b *box) Save(ctx context.Context, o sandbox.SaveOptions) error {
-	if err := b.Running(); err != nil {
+	return b.Snapshot(ctx, o, []string{sandbox.FileMemory, sandbox.FileState, fileMachine}, func(ctx context.Context) error {
+		err := b.save(ctx, o)
+		if err != nil {
+			err = errors.Join(err, remove(b.written(sandbox.FileMemory)), remove(b.written(sandbox.FileState)))
+		}
 		return err
-	}
-	if o.Diff && b.image == nil {
-		return fmt.Errorf("firecracker: sandbox %s: a diff needs a sandbox that was restored: %w", b.Spec.ID, sandbox.ErrUnsupported)
-	}
-	if err := microvm.Lock(ctx, b.saving); err != nil {
-		return err
-	}
-	defer microvm.Unlock(b.saving)
-	// The folder must be there before the machine stops for it.
-	_, err := os.Stat(o.Dir)
-	if err == nil {
-		err = b.save(ctx, o)
-	}
-	if err == nil {
-		return nil
-	}
-	for _, name := range []string{sandbox.FileMemory, sandbox.FileState} {
-		err = errors.Join(err, remove(b.saved(name)), remove(filepath.Join(o.Dir, name)))
-	}
-	err = errors.Join(err, remove(filepath.Join(o.Dir, fileMachine)))
-	if gone := b.Running(); gone != nil {
-		return gone
-	}
-	return fmt.Errorf("firecracker: save sandbox %s: %w", b.Spec.ID, err)
+	})
 }
 
 func remove(path string) error {
@@ -68,13 +48,8 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions) error {
 	if err != nil {
 		return err
 	}
-	var marks agent.Marks
-	token, marks, err := b.Suspend(ctx)
-	if err == nil {
-		err = b.freeze(ctx)
-	}
-	// The agent first: whoever waits for the sandbox waits for it.
-	if err = errors.Join(err, b.Reconnect(ctx)); err != nil {
+	token, marks, err := b.Suspended(ctx, func() error { return b.freeze(ctx) })
+	if err != nil {
 		return err
 	}
 	memory, err := b.take(sandbox.FileMemory)
@@ -95,7 +70,7 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions) error {
 	if err != nil {
 		return err
 	}
-	err = place(f, b.saved(sandbox.FileState), filepath.Join(o.Dir, sandbox.FileState))
+	err = place(f, b.written(sandbox.FileState), filepath.Join(o.Dir, sandbox.FileState))
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -121,10 +96,10 @@ func (b *box) freeze(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+		clean, cancel := microvm.CleanUp(ctx)
 		defer cancel()
 		if rerr := b.vm.api.SetState(clean, fcapi.Resumed); rerr != nil {
-			b.vm.fail(rerr) // so that Wait returns
+			b.vm.Fail(rerr) // so that Wait returns
 			err = errors.Join(err, rerr)
 		}
 	}()
@@ -141,14 +116,14 @@ func (b *box) freeze(ctx context.Context) (err error) {
 	return err
 }
 
-// saved is a file that Firecracker has written.
-func (b *box) saved(name string) string { return b.jail.path(filepath.Join(saveDir, name)) }
+// written is a file that Firecracker has written.
+func (b *box) written(name string) string { return b.jail.path(filepath.Join(saveDir, name)) }
 
 // take makes a file that Firecracker wrote ours. Monitors of restored machines
 // read it as users of their own.
 func (b *box) take(name string) (*os.File, error) {
 	// A link in its place must lead nowhere.
-	fd, err := unix.Open(b.saved(name), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err := unix.Open(b.written(name), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot file %s: %w", name, err)
 	}
@@ -169,19 +144,19 @@ func (b *box) take(name string) (*os.File, error) {
 // writeMemory writes the memory file of a snapshot: what has changed since the
 // image that the machine was restored from, or everything.
 func (b *box) writeMemory(ctx context.Context, f *os.File, to string, diff, whole bool) error {
-	from := b.saved(sandbox.FileMemory)
+	from := b.written(sandbox.FileMemory)
 	if whole {
 		if err := place(f, from, to); err != nil {
 			return err
 		}
 		if diff {
-			return thinFile(ctx, to, b.image.source)
+			return thinFile(ctx, to, b.image.Source)
 		}
 		return thinFile(ctx, to, nil)
 	}
 	var layers []*os.File // oldest first
 	if b.image != nil && !diff {
-		layers = slices.Clone(b.image.files)
+		layers = slices.Clone(b.image.Files)
 		slices.Reverse(layers)
 	}
 	layers = append(layers, b.history...)
@@ -199,7 +174,7 @@ func (b *box) writeMemory(ctx context.Context, f *os.File, to string, diff, whol
 	}
 	if diff && !b.d.tracks() {
 		// Firecracker wrote what was there, changed or not.
-		return thinFile(ctx, to, b.image.source)
+		return thinFile(ctx, to, b.image.Source)
 	}
 	return nil
 }

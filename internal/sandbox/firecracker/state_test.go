@@ -13,12 +13,16 @@ import (
 
 	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
 func machine() savedMachine {
 	return savedMachine{
-		Format: machineFormat, Firecracker: "v1.2.3", MemoryMiB: 128, CPUs: 1, MAC: "06:00:00:00:00:01",
-		Address: "10.0.0.2/24", Gateway: "10.0.0.1", RootBytes: 4096, Token: make([]byte, 32),
+		Format: machineFormat, Firecracker: "v1.2.3",
+		Saved: microvm.Saved{
+			MemoryMiB: 128, CPUs: 1, MAC: "06:00:00:00:00:01",
+			Address: "10.0.0.2/24", Gateway: "10.0.0.1", RootBytes: 4096, Token: make([]byte, 32),
+		},
 	}
 }
 
@@ -36,7 +40,7 @@ func TestMachineRoundTrip(t *testing.T) {
 	if err != nil || string(b) != string(state) {
 		t.Fatalf("state %q, %v", b, err)
 	}
-	if err := got.fits(&want); err != nil || got.newDisks(&want) {
+	if err := got.fits(&want); err != nil || got.NewDisks(&want.Saved) {
 		t.Errorf("it does not fit itself: %v", err)
 	}
 	info, err := os.Stat(i.File(fileMachine))
@@ -46,7 +50,7 @@ func TestMachineRoundTrip(t *testing.T) {
 	if err := os.WriteFile(i.File(sandbox.FileState), []byte("another"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := readMachine(&i); !errors.Is(err, errDamaged) {
+	if _, _, err := readMachine(&i); !errors.Is(err, microvm.ErrDamaged) {
 		t.Errorf("another state: %v", err)
 	}
 }
@@ -60,7 +64,7 @@ func TestFits(t *testing.T) {
 		"MAC":         func(m *savedMachine) { m.MAC = "06:00:00:00:00:02" },
 		"address":     func(m *savedMachine) { m.Address = "10.0.0.3/24" },
 		"root":        func(m *savedMachine) { m.RootBytes++ },
-		"disks":       func(m *savedMachine) { m.Disks = make([]savedDisk, 1) },
+		"disks":       func(m *savedMachine) { m.Disks = make([]microvm.SavedDisk, 1) },
 	} {
 		was, now := machine(), machine()
 		change(&now)
@@ -165,13 +169,13 @@ func TestFlattenAndCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	lower := pages(t, dirs[1], sandbox.FileMemory, "012340")
-	img, err := openImage(sandbox.Image{Dirs: dirs}, 6*pager.PageSize)
+	img, err := microvm.OpenImage(sandbox.Image{Dirs: dirs}, 6*pager.PageSize)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer img.close()
+	defer img.Close()
 	flat := filepath.Join(dir, "flat")
-	if err := img.flatten(t.Context(), flat); err != nil {
+	if err := flatten(t.Context(), img.Source, flat); err != nil {
 		t.Fatal(err)
 	}
 	want, err := os.ReadFile(pages(t, dir, "want", "012940").Name())
@@ -192,7 +196,7 @@ func TestFlattenAndCopy(t *testing.T) {
 	if got := data(t, c, 6); got != "...x.." {
 		t.Errorf("the copy has %s", got)
 	}
-	if _, err := openImage(sandbox.Image{Dirs: dirs}, 8*pager.PageSize); !errors.Is(err, errDamaged) {
+	if _, err := microvm.OpenImage(sandbox.Image{Dirs: dirs}, 8*pager.PageSize); !errors.Is(err, microvm.ErrDamaged) {
 		t.Errorf("an image of another size: %v", err)
 	}
 	if err := merge(t.Context(), []*os.File{lower, upper}, filepath.Join(dir, "merged")); err != nil {

@@ -7,9 +7,9 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
-// ConnSet is a sandbox's open connections: a machine that ends says nothing
+// connSet is a sandbox's open connections: a machine that ends says nothing
 // to those at the other end, so we must.
-type ConnSet struct {
+type connSet struct {
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
 	closed bool
@@ -18,7 +18,7 @@ type ConnSet struct {
 // conn is a TCP connection that its set knows.
 type conn struct {
 	*net.TCPConn
-	set *ConnSet
+	set *connSet
 }
 
 // Close closes the connection and has the set forget it.
@@ -29,8 +29,8 @@ func (c *conn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// Add has the set know a connection that was just made.
-func (s *ConnSet) Add(c net.Conn) (net.Conn, error) {
+// add has the set know a connection that was just made.
+func (s *connSet) add(c net.Conn) (net.Conn, error) {
 	t, ok := c.(*net.TCPConn)
 	if !ok {
 		return c, nil
@@ -49,8 +49,8 @@ func (s *ConnSet) Add(c net.Conn) (net.Conn, error) {
 	return w, nil
 }
 
-// Reset ends all connections so that nothing of them is left at either end.
-func (s *ConnSet) Reset() {
+// reset ends all connections so that nothing of them is left at either end.
+func (s *connSet) reset() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
@@ -60,8 +60,8 @@ func (s *ConnSet) Reset() {
 	clear(s.conns)
 }
 
-// Close ends all connections, and those that are added later.
-func (s *ConnSet) Close() {
+// close ends all connections, and those that are added later.
+func (s *connSet) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true

@@ -19,9 +19,9 @@ const (
 // kernelPanic begins what a Linux kernel says at its end.
 const kernelPanic = "Kernel panic"
 
-// Console reads what the guest's kernel and agent print: to learn that the
+// console reads what the guest's kernel and agent print: to learn that the
 // agent listens, and to explain why a guest ended.
-type Console struct {
+type console struct {
 	ready chan struct{} // closed when the agent listens
 	done  chan struct{} // closed at the end
 
@@ -30,20 +30,20 @@ type Console struct {
 	lines []string
 }
 
-// ReadConsole reads r to its end, and closes it.
-func ReadConsole(r io.ReadCloser) *Console {
-	c := &Console{ready: make(chan struct{}), done: make(chan struct{})}
+// readConsole reads r to its end, and closes it.
+func readConsole(r io.ReadCloser) *console {
+	c := &console{ready: make(chan struct{}), done: make(chan struct{})}
 	go c.read(r)
 	return c
 }
 
 // Ready is closed when the agent has said that it listens.
-func (c *Console) Ready() <-chan struct{} { return c.ready }
+func (c *console) Ready() <-chan struct{} { return c.ready }
 
 // Done is closed when all has been read.
-func (c *Console) Done() <-chan struct{} { return c.done }
+func (c *console) Done() <-chan struct{} { return c.done }
 
-func (c *Console) read(r io.ReadCloser) {
+func (c *console) read(r io.ReadCloser) {
 	defer close(c.done)
 	defer r.Close() //nolint:errcheck // read end of a pipe
 	br := bufio.NewReaderSize(r, consoleLine)
@@ -66,7 +66,7 @@ func (c *Console) read(r io.ReadCloser) {
 	}
 }
 
-func (c *Console) add(line string) {
+func (c *console) add(line string) {
 	// It goes to logs and terminals.
 	line = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
@@ -87,7 +87,7 @@ func (c *Console) add(line string) {
 
 // Tail is what says why the guest ended: the agent's own words, a panic's first
 // line, or else the last lines, in one.
-func (c *Console) Tail() string {
+func (c *console) Tail() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.why != "" {
@@ -99,7 +99,7 @@ func (c *Console) Tail() string {
 // OutOfMemory says if the guest's kernel gave up for want of memory: its
 // out-of-memory killer found nobody to kill, as the only one who could be was
 // dying already and needed memory for that.
-func (c *Console) OutOfMemory() bool {
+func (c *console) OutOfMemory() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return strings.Contains(c.why, kernelPanic) &&

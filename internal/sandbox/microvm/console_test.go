@@ -21,7 +21,7 @@ func TestConsoleTail(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			con := ReadConsole(io.NopCloser(strings.NewReader(c.text)))
+			con := readConsole(io.NopCloser(strings.NewReader(c.text)))
 			<-con.Done()
 			if got := con.Tail(); got != c.tail {
 				t.Errorf("tail is %q, want %q", got, c.tail)

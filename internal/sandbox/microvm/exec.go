@@ -31,7 +31,7 @@ func (b *Box) Exec(ctx context.Context, e sandbox.Exec) (sandbox.Exit, error) {
 	}
 	// Also what kills it when ctx has ended.
 	defer func() {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+		clean, cancel := CleanUp(ctx)
 		defer cancel()
 		_ = client.Release(clean, id) // it fails only if the machine is gone
 	}()

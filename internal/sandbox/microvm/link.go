@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/skep-dev/skep/internal/agent"
 )
@@ -19,8 +20,9 @@ type link struct {
 	connecting chan struct{} // lock of connecting
 
 	mu     sync.Mutex
-	client *agent.Client // nil: there is none
-	held   chan struct{} // closed when the hold ends; nil: there is none
+	client *agent.Client      // nil: there is none
+	abort  context.CancelFunc // ends a connect under way; nil: there is none
+	held   chan struct{}      // closed when the hold ends; nil: there is none
 	closed bool
 }
 
@@ -59,7 +61,11 @@ func (l *link) close() {
 	l.release()
 }
 
+// drop ends what there is of a connection.
 func (l *link) drop() {
+	if l.abort != nil {
+		l.abort()
+	}
 	if l.client != nil {
 		_ = l.client.Close()
 		l.client = nil
@@ -102,18 +108,27 @@ func (l *link) make(ctx context.Context) error {
 		return err
 	}
 	defer Unlock(l.connecting)
-	if c, held, closed := l.state(); c != nil || held != nil || closed {
-		return nil
+	trying, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.mu.Lock()
+	if l.client != nil || l.held != nil || l.closed {
+		l.mu.Unlock()
+		return nil // get says what there is now
 	}
-	c, err := l.connect(ctx)
+	l.abort = cancel
+	l.mu.Unlock()
+	c, err := l.connect(trying)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.abort = nil
 	switch {
 	case l.closed || l.held != nil:
 		if c != nil {
 			_ = c.Close()
 		}
-		return nil // get says what there is now
+		return nil
+	case err != nil && trying.Err() != nil && ctx.Err() == nil:
+		return nil // there was a hold, and it is over
 	case err != nil:
 		return err
 	}
@@ -139,4 +154,38 @@ func (l *link) do(ctx context.Context, f func(*agent.Client) error) error {
 			return err
 		}
 	}
+}
+
+// connectTimeout is how long the agent of a machine that lives may take to take
+// a connection in: it gives up on each after a while, in which a busy host may
+// not get to all that it needs for that.
+const connectTimeout = 2 * time.Minute
+
+// connectAgent connects to the agent. It tries again until connectTimeout is
+// over, or ctx has ended, as it does with the link.
+func (b *Box) connectAgent(ctx context.Context) (*agent.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		c, err := agent.Connect(ctx, b.dialer("tcp", agent.Port), b.token)
+		if err == nil {
+			return c, nil
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, err
+		}
+	}
+}
+
+// openLink makes connections to the agent possible, until the machine ends.
+func (b *Box) openLink() {
+	b.link.release()
+	go func() {
+		<-b.Machine.Dead()
+		b.link.close()
+	}()
 }

@@ -1,4 +1,4 @@
-package microvm_test
+package microvm
 
 import (
 	"context"
@@ -13,11 +13,10 @@ import (
 
 	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/sandbox"
-	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
 func TestConsole(t *testing.T) {
-	c := microvm.ReadConsole(io.NopCloser(strings.NewReader(
+	c := readConsole(io.NopCloser(strings.NewReader(
 		"a\x1b[31mb\n" + strings.Repeat("x", 5000) + "\n" + agent.ReadyMessage + "\r\n" + agent.ReadyMessage + "\n")))
 	<-c.Done()
 	select {
@@ -28,7 +27,7 @@ func TestConsole(t *testing.T) {
 	if s := c.Tail(); strings.ContainsRune(s, '\x1b') || len(s) > 5*600 {
 		t.Errorf("%d bytes kept: %.100q", len(s), s)
 	}
-	c = microvm.ReadConsole(io.NopCloser(strings.NewReader(
+	c = readConsole(io.NopCloser(strings.NewReader(
 		agent.FailedMessage + " no root disk\n" + strings.Repeat("noise\n", 20))))
 	<-c.Done()
 	if s := c.Tail(); !strings.Contains(s, "no root disk") {
@@ -37,7 +36,7 @@ func TestConsole(t *testing.T) {
 }
 
 func TestTailBuffer(t *testing.T) {
-	var b microvm.TailBuffer
+	var b tailBuffer
 	for i := range 1000 {
 		fmt.Fprintf(&b, "line %d\n", i)
 	}
@@ -49,7 +48,7 @@ func TestTailBuffer(t *testing.T) {
 func TestUID(t *testing.T) {
 	seen := map[uint32]bool{}
 	for range 100 {
-		id := microvm.UID(sandbox.NewID())
+		id := UID(sandbox.NewID())
 		if id < 1879048192 || id > 1879048192+0xffffff {
 			t.Errorf("user %d is out of range", id)
 		}
@@ -78,7 +77,7 @@ func TestKillMatching(t *testing.T) {
 	go func() { ended <- ours.Wait() }()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	err := microvm.KillMatching(ctx, func(args []string) bool { return slices.Contains(args, word) })
+	err := KillMatching(ctx, func(args []string) bool { return slices.Contains(args, word) })
 	if err != nil {
 		t.Fatal(err)
 	}

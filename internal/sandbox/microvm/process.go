@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -25,11 +24,6 @@ const (
 func UID(id string) uint32 {
 	n, _ := strconv.ParseUint(id, 16, 64)
 	return firstUID + uint32(n&uidMask)
-}
-
-// VCPUs is how many processors a machine needs for a limit in thousandths.
-func VCPUs(millis int64) int64 {
-	return max(1, min((millis+999)/1000, int64(runtime.NumCPU())))
 }
 
 // KillMatching kills every process whose arguments match, until there is none.

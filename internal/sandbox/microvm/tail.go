@@ -8,14 +8,14 @@ import (
 // maxMessages bounds what is kept of a monitor's own messages, in bytes.
 const maxMessages = 4 << 10
 
-// TailBuffer keeps the last bytes written to it. It is safe for concurrent use.
-type TailBuffer struct {
+// tailBuffer keeps the last bytes written to it. It is safe for concurrent use.
+type tailBuffer struct {
 	mu sync.Mutex
 	b  []byte
 }
 
 // Write never fails.
-func (t *TailBuffer) Write(p []byte) (int, error) {
+func (t *tailBuffer) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.b = append(t.b, p...)
@@ -26,7 +26,7 @@ func (t *TailBuffer) Write(p []byte) (int, error) {
 }
 
 // String is what was kept, in one line.
-func (t *TailBuffer) String() string {
+func (t *tailBuffer) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return strings.TrimSpace(strings.ReplaceAll(string(t.b), "\n", " "))

@@ -21,10 +21,27 @@ const (
 	lastWords = time.Second
 )
 
+// Wait waits for the function's end.
+func (b *Box) Wait(ctx context.Context) (sandbox.Exit, error) {
+	b.mu.Lock()
+	started := b.started
+	b.mu.Unlock()
+	if !started {
+		return sandbox.Exit{}, b.wrap(sandbox.ErrNotRunning)
+	}
+	select {
+	case <-b.ended:
+		return b.exit, nil
+	case <-ctx.Done():
+		return sandbox.Exit{}, ctx.Err()
+	}
+}
+
 // watch follows a started function to its end.
 func (b *Box) watch() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	b.settle()
 	var copies sync.WaitGroup
 	for s, w := range map[agentpb.Stream]io.Writer{
 		agentpb.Stream_STREAM_STDOUT: b.Spec.Stdout, agentpb.Stream_STREAM_STDERR: b.Spec.Stderr,
@@ -51,6 +68,19 @@ func (b *Box) watch() {
 	}
 	b.end(exit(r))
 	b.Machine.Kill()
+}
+
+// settle leaves a restored machine to its first request.
+func (b *Box) settle() {
+	if b.Origin == nil || b.Origin.Settle <= 0 {
+		return
+	}
+	t := time.NewTimer(b.Origin.Settle)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-b.Machine.Dead():
+	}
 }
 
 // copyOutput copies the function's output to its end, over as many connections
@@ -110,7 +140,7 @@ func (b *Box) lost(err error) sandbox.Exit {
 func (b *Box) end(e sandbox.Exit) {
 	b.exit = e
 	close(b.ended)
-	time.AfterFunc(lastWords, b.conns.Close)
+	time.AfterFunc(lastWords, b.conns.close)
 }
 
 // forgiving goes on when its writer fails: a function must not stop because

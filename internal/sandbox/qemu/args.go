@@ -3,8 +3,9 @@ package qemu
 import (
 	"fmt"
 	"net"
-	"runtime"
 	"strings"
+
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
 // machine is what one virtual machine is made of. Descriptors are numbers in
@@ -27,7 +28,8 @@ type machine struct {
 	stateFD     int   // of a restored machine: its devices' state
 	mac         net.HardwareAddr
 	guestParams []string
-	assets      assets // unless incoming
+	// Paths of what it boots from, unless incoming.
+	kernel, initrd string
 }
 
 // Sizes.
@@ -38,23 +40,9 @@ const (
 	codeMiB = 64
 )
 
-// kernelParams are the guest kernel's. What each saves was measured: see the
-// comments. Security features are switched off only where they protect the
-// function from itself; the host's protection is the virtual machine.
-var kernelParams = []string{
-	"console=ttyS0", "quiet",
-	"reboot=t", "panic=-1", // a panic ends the machine at once
-	"cryptomgr.notests", // 250 ms under emulation
-	"mitigations=off", "init_on_alloc=0", "audit=0", "lsm=",
-	"rodata=off", // splitting huge pages of the kernel's
-	"nowatchdog", "8250.nr_uarts=1", "pci=off",
-	"ipv6.disable_ipv6=1", // sockets exist, addresses do not
-	"random.trust_cpu=on",
-}
-
 // args is QEMU's command line.
 func (m machine) args() []string {
-	params := append([]string(nil), kernelParams...)
+	params := append(microvm.KernelParams(), "reboot=t")
 	accel := "kvm"
 	cpu := "host"
 	if m.accel == AccelTCG {
@@ -71,14 +59,16 @@ func (m machine) args() []string {
 		}
 	}
 	params = append(params, m.guestParams...)
+	// What the kernel does not know it puts into the agent's environment. A
+	// restored machine's clock leaps, and Go's runtime interrupts whatever it
+	// finds running: 15 ms under emulation, in the way of the first request.
+	params = append(params, "GODEBUG=asyncpreemptoff=1")
 	board := "microvm,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on,memory-backend=mem"
 	// A restored machine's memory is its own from where it writes.
 	share := "on"
 	if m.incoming {
 		share = "off"
-		if !m.paged {
-			board += ",suppress-vmdesc=on"
-		}
+		board += ",suppress-vmdesc=on"
 	}
 	args := []string{
 		// The name is how Reap knows the process.
@@ -97,10 +87,10 @@ func (m machine) args() []string {
 	if m.incoming {
 		// What devices writes has no description of the machine: fits
 		// compares that.
-		args = append(args, "-S", "-incoming", "defer")
-		if !m.paged {
-			args = append(args, "-global", "migration.send-configuration=off")
-		}
+		// It is where it was: its network need not hear of it, and the guest
+		// takes 15 ms of emulation to tell.
+		args = append(args, "-S", "-incoming", "defer",
+			"-global", "migration.announce-rounds=0", "-global", "migration.send-configuration=off")
 	} else {
 		args = append(args, "-kernel", fdPath(m.kernelFD), "-initrd", fdPath(m.initrdFD), "-append", strings.Join(params, " "))
 	}
@@ -132,8 +122,3 @@ func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // processName is an argument that only this sandbox's QEMU has.
 func processName(id string) string { return "guest=skep-" + id }
-
-// vcpus is how many processors a limit needs.
-func vcpus(millis int64) int64 {
-	return max(1, min((millis+999)/1000, int64(runtime.NumCPU())))
-}

@@ -13,6 +13,7 @@ import (
 	"runtime"
 
 	"github.com/skep-dev/skep/internal/agent/guestbin"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
 )
 
@@ -62,12 +63,9 @@ const (
 // nothing: Probe does.
 func New(c Config) (*Driver, error) {
 	d := &Driver{
-		log: c.Log, accel: c.Accel, cacheDir: c.CacheDir, kernelArgs: c.KernelArgs,
-		booting:   make(chan struct{}, runtime.NumCPU()+1),
-		preparing: make(chan struct{}, 1), probing: make(chan struct{}, 1),
-		asking: make(chan struct{}, 1),
+		log: c.Log, accel: c.Accel, kernelArgs: c.KernelArgs,
+		booting: make(chan struct{}, runtime.NumCPU()+1), probing: make(chan struct{}, 1),
 	}
-	var err error
 	if !filepath.IsAbs(c.CacheDir) {
 		return nil, fmt.Errorf("qemu: cache dir: %q is not absolute", c.CacheDir)
 	}
@@ -86,19 +84,26 @@ func New(c Config) (*Driver, error) {
 	if name == "" {
 		name = program
 	}
-	if d.qemu, err = exec.LookPath(name); err != nil {
+	path, err := exec.LookPath(name)
+	if err != nil {
 		if c.QEMU == "" && errors.Is(err, exec.ErrNotFound) {
 			return nil, fmt.Errorf("qemu: %s is not installed: apt-get install %s", program, debian)
 		}
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	if d.kernel, err = (guestkernel.Finder{Path: c.Kernel}).Find(); err != nil {
+	d.program = microvm.NewProgram(path)
+	kernel, err := (guestkernel.Finder{Path: c.Kernel}).Find()
+	if err != nil {
 		return nil, fmt.Errorf("qemu: %w", err)
 	}
-	if d.agent = c.Agent; d.agent == nil {
-		if d.agent, err = guestbin.Agent(); err != nil {
+	agent := c.Agent
+	if agent == nil {
+		if agent, err = guestbin.Agent(); err != nil {
 			return nil, fmt.Errorf("qemu: %w", err)
 		}
 	}
+	d.files = microvm.NewBootFiles(microvm.BootFiles{
+		Dir: c.CacheDir, Kernel: kernel, Agent: agent, Modules: microvm.Modules(), Log: d.log,
+	})
 	return d, nil
 }

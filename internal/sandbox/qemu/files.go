@@ -9,25 +9,25 @@ import (
 
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
 // machineFiles are what a machine is given open. All may be nil.
 type machineFiles struct {
 	root, tap, state *os.File
 	disks            []*os.File
-	paths            []string // of disks
 }
 
 // openFiles opens what a sandbox's machine needs.
 func openFiles(spec *sandbox.Spec) (f *machineFiles, err error) {
-	f = &machineFiles{paths: spec.Disks}
+	f = &machineFiles{}
 	defer func() {
 		if err != nil {
 			f.close()
 			f = nil
 		}
 	}()
-	if f.tap, err = openTAP(spec.Link); err != nil {
+	if f.tap, err = microvm.OpenTAP(spec.Link); err != nil {
 		return f, err
 	}
 	if f.root, err = os.Open(spec.Rootfs); err != nil {
@@ -52,21 +52,19 @@ func (f *machineFiles) close() {
 	}
 }
 
-// describe completes what is saved of a machine.
-func (f *machineFiles) describe(s savedState) (savedState, error) {
-	root, err := f.root.Stat()
-	if err != nil {
-		return s, fmt.Errorf("rootfs: %w", err)
+// infos describes the disks' files.
+func (f *machineFiles) infos() (root os.FileInfo, disks []os.FileInfo, err error) {
+	if root, err = f.root.Stat(); err != nil {
+		return nil, nil, fmt.Errorf("rootfs: %w", err)
 	}
-	s.RootBytes = root.Size()
-	for i, d := range f.disks {
-		disk, err := statDisk(f.paths[i], d)
+	for _, d := range f.disks {
+		info, err := d.Stat()
 		if err != nil {
-			return s, err
+			return nil, nil, fmt.Errorf("disk: %w", err)
 		}
-		s.Disks = append(s.Disks, disk)
+		disks = append(disks, info)
 	}
-	return s, nil
+	return root, disks, nil
 }
 
 // start starts QEMU in a cgroup. memory is that of the guest.
@@ -96,7 +94,7 @@ func (d *Driver) start(ctx context.Context, m machine, f *machineFiles, memory *
 		m.diskFDs = append(m.diskFDs, give(d))
 	}
 	if !m.incoming {
-		for path, fd := range map[string]*int{m.assets.kernel: &m.kernelFD, m.assets.initrd: &m.initrdFD} {
+		for path, fd := range map[string]*int{m.kernel: &m.kernelFD, m.initrd: &m.initrdFD} {
 			f, err := os.Open(path)
 			if err != nil {
 				return nil, errors.Join(fmt.Errorf("cache: %w", err),
@@ -106,5 +104,5 @@ func (d *Driver) start(ctx context.Context, m machine, f *machineFiles, memory *
 			*fd = give(f)
 		}
 	}
-	return startVM(ctx, d.qemu, m, memory, files, ours, theirs, g)
+	return startVM(ctx, d.program.Path, m, memory, files, ours, theirs, g)
 }

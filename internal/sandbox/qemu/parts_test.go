@@ -4,14 +4,11 @@ import (
 	"errors"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
-	"github.com/skep-dev/skep/internal/agent/agentpb"
 	"github.com/skep-dev/skep/internal/agent/guestbin"
 )
 
@@ -49,51 +46,9 @@ func TestArgs(t *testing.T) {
 	}
 }
 
-func TestUID(t *testing.T) {
-	a, b := uid("0123456789abcdef"), uid("0123456789abcdee")
-	if a == b || a < firstUID || a > firstUID+uidMask {
-		t.Errorf("%d, %d", a, b)
-	}
-}
-
-func TestVCPUs(t *testing.T) {
-	for millis, want := range map[int64]int64{0: 1, 1: 1, 1000: 1} {
-		if got := vcpus(millis); got != want {
-			t.Errorf("%d: %d, want %d", millis, got, want)
-		}
-	}
-}
-
 func TestTSC(t *testing.T) {
 	if khz := tscKHz(); khz < 100_000 || khz > 20_000_000 {
 		t.Errorf("%d kHz", khz)
-	}
-}
-
-func TestTailBuffer(t *testing.T) {
-	var b tailBuffer
-	for range 100 {
-		_, _ = b.Write([]byte(strings.Repeat("x", 1000)))
-	}
-	_, _ = b.Write([]byte("end\n"))
-	if s := b.String(); len(s) > maxMessages || !strings.HasSuffix(s, "end") {
-		t.Errorf("%d bytes", len(s))
-	}
-}
-
-// What a guest says of a process's end is brought within bounds.
-func TestExit(t *testing.T) {
-	for _, test := range []struct {
-		in           *agentpb.WaitResponse
-		code, signal int
-	}{
-		{&agentpb.WaitResponse{Code: 3}, 3, 0},
-		{&agentpb.WaitResponse{Code: 137, Signal: 9}, 137, 9},
-		{&agentpb.WaitResponse{Code: 1 << 31, Signal: 1 << 31}, 0, 0},
-	} {
-		if e := exit(test.in); e.Code != test.code || e.Signal != test.signal || e.At.IsZero() {
-			t.Errorf("%v: %+v", test.in, e)
-		}
 	}
 }
 
@@ -140,36 +95,6 @@ func TestHasVirtualization(t *testing.T) {
 	} {
 		if got := hasVirtualization(text); got != want {
 			t.Errorf("%q: %v", text, got)
-		}
-	}
-}
-
-// Reap finds a process by its name even if it is in no cgroup, and leaves
-// others alone.
-func TestKillNamed(t *testing.T) {
-	id := "00000000000000aa"
-	mine := exec.Command("sleep", "1000")
-	mine.Args = []string{"sleep", "1000"}
-	other := exec.Command("sh", "-c", "sleep 1000; :", processName(id)+"x")
-	named := exec.Command("sh", "-c", "while :; do sleep 0.1; done", processName(id))
-	for _, c := range []*exec.Cmd{mine, other, named} {
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
-	}
-	if found, err := killNamed(processName(id)); !found || err != nil {
-		t.Fatalf("%v, %v", found, err)
-	}
-	if err := named.Wait(); err == nil {
-		t.Error("it was not killed")
-	}
-	if found, err := killNamed(processName(id)); found || err != nil {
-		t.Errorf("once more: %v, %v", found, err)
-	}
-	for _, c := range []*exec.Cmd{mine, other} {
-		if c.Process.Signal(syscall.Signal(0)) != nil {
-			t.Error("another process was killed")
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
 const (
@@ -31,10 +32,6 @@ func (d *Driver) Probe(ctx context.Context, scratch sandbox.State) error {
 }
 
 func (d *Driver) probe(ctx context.Context, accel Accel, scratch sandbox.State) (err error) {
-	a, err := d.prepare(ctx)
-	if err != nil {
-		return err
-	}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("qemu: probe with %s: %w", accel, err)
@@ -42,23 +39,23 @@ func (d *Driver) probe(ctx context.Context, accel Accel, scratch sandbox.State) 
 	}()
 	m := machine{
 		id: scratch.ID, accel: accel, memoryMiB: probeMemoryMiB, cpus: 1,
-		guestParams: []string{"skep.probe"},
+		guestParams: []string{microvm.ProbeParam},
 	}
 	if accel == AccelTCG {
 		m.tscKHz = tscKHz()
 	}
-	g, err := cgroup.Create(scratch.Cgroup, cgroup.Limits{
-		MemoryBytes: probeMemoryMiB*mib + qemuOverhead + codeMiB*mib, PIDs: qemuThreads,
-	})
+	if m.kernel, m.initrd, err = d.files.Prepare(ctx); err != nil {
+		return err
+	}
+	g, err := cgroup.Create(scratch.Cgroup, m.limits())
 	if err != nil {
 		return err
 	}
 	defer func() {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+		clean, cancel := microvm.CleanUp(ctx)
 		defer cancel()
 		err = errors.Join(err, g.Kill(clean), g.Delete(clean))
 	}()
-	m.assets = a
 	memory, err := newMemory(probeMemoryMiB * mib)
 	if err != nil {
 		return err
@@ -69,11 +66,10 @@ func (d *Driver) probe(ctx context.Context, accel Accel, scratch sandbox.State) 
 		return err
 	}
 	defer func() {
-		v.kill()
-		<-v.dead
+		v.End()
 		_ = v.qmp.Close()
 	}()
-	return v.awaitReady(ctx)
+	return v.AwaitReady(ctx)
 }
 
 // Accel is how processors are provided. The first call may boot a machine to
@@ -83,18 +79,18 @@ func (d *Driver) Accel(ctx context.Context) (Accel, error) { return d.resolveAcc
 // resolveAccel decides, once, how processors are provided. That /dev/kvm can
 // be opened, and even makes machines, proves nothing: one must boot.
 func (d *Driver) resolveAccel(ctx context.Context) (Accel, error) {
-	if err := lock(ctx, d.probing); err != nil {
+	if err := microvm.Lock(ctx, d.probing); err != nil {
 		return "", err
 	}
-	defer unlock(d.probing)
+	defer microvm.Unlock(d.probing)
 	if d.accel == AccelTCG || d.proved.Load() {
 		return d.accel, nil
 	}
 	err := openKVM(d.accel)
 	if err == nil {
 		// The files come first, they take their own time.
-		if _, err := d.prepare(ctx); err != nil {
-			return "", err
+		if _, _, err := d.files.Prepare(ctx); err != nil {
+			return "", fmt.Errorf("qemu: %w", err)
 		}
 		limited, cancel := context.WithTimeout(ctx, kvmTimeout)
 		defer cancel()

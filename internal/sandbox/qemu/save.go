@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
 var _ sandbox.Saver = (*box)(nil)
@@ -22,106 +22,50 @@ var _ sandbox.Saver = (*box)(nil)
 // private mapping, into its stream. So only the devices' state is QEMU's, by
 // the command that Xen's tools use for that, and the memory is copied from
 // outside.
-func (b *box) Save(ctx context.Context, o sandbox.SaveOptions) (err error) {
-	if err := b.running(); err != nil {
-		return err
-	}
-	if o.Diff && b.image == nil {
-		return fmt.Errorf("qemu: sandbox %s: a diff needs a sandbox that was restored: %w", b.spec.ID, sandbox.ErrUnsupported)
-	}
-	if err := lock(ctx, b.saving); err != nil {
-		return err
-	}
-	defer unlock(b.saving)
-	memory := filepath.Join(o.Dir, sandbox.FileMemory)
-	state := filepath.Join(o.Dir, sandbox.FileState)
-	to, err := os.OpenFile(memory, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("qemu: save sandbox %s: %w", b.spec.ID, err)
-	}
-	err = b.save(ctx, o, to, state)
-	if err == nil {
-		err = to.Sync()
-	}
-	if err = errors.Join(err, to.Close()); err == nil {
-		return nil
-	}
-	for _, path := range []string{memory, state} {
-		if rerr := os.Remove(path); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
-			err = errors.Join(err, rerr)
+func (b *box) Save(ctx context.Context, o sandbox.SaveOptions) error {
+	return b.Snapshot(ctx, o, []string{sandbox.FileMemory, sandbox.FileState}, func(ctx context.Context) error {
+		to, err := os.OpenFile(filepath.Join(o.Dir, sandbox.FileMemory), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
 		}
-	}
-	if gone := b.running(); gone != nil {
-		return gone
-	}
-	return fmt.Errorf("qemu: save sandbox %s: %w", b.spec.ID, err)
+		err = b.save(ctx, o, to)
+		if err == nil {
+			err = to.Sync()
+		}
+		return errors.Join(err, to.Close())
+	})
 }
 
-func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File, statePath string) error {
+func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File) error {
 	if b.image != nil && b.image.paging != nil {
 		// What is not in the machine's memory yet could not be told from zeros.
 		if err := b.image.paging.source.Complete(ctx); err != nil {
 			return err
 		}
 	}
-	b.conns.Reset()
-	// From here on the machine must get its agent's connection back.
-	b.link.hold()
-	marks, err := agent.Suspend(ctx, b.dialer(agent.Port), b.token)
+	var devices []byte
+	token, marks, err := b.Suspended(ctx, func() (err error) {
+		devices, err = b.freeze(ctx, func() error { return b.copyMemory(to, o.Diff) })
+		return err
+	})
 	if err != nil {
-		return errors.Join(err, b.reconnect(ctx))
-	}
-	b.rest(ctx)
-	devices, err := b.freeze(ctx, func() error { return b.copyMemory(to, o.Diff) })
-	// The agent first: whoever waits for the sandbox waits for it.
-	if err = errors.Join(err, b.reconnect(ctx)); err != nil {
 		return err
 	}
 	s := b.saved
-	s.Token, s.Marks = b.token[:], marks
-	return writeState(statePath, s, devices)
-}
-
-// How long a machine may take to come to rest, and what is rest: by how much
-// its processor is used between two looks.
-const (
-	restTimeout = time.Second
-	restLook    = 20 * time.Millisecond
-	restUse     = restLook / 10
-)
-
-// rest waits until the guest has nothing to do, for a while. What it does as
-// its connections end, every clone would have to do too, before its first
-// request.
-func (b *box) rest(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, restTimeout)
-	defer cancel()
-	t := time.NewTicker(restLook)
-	defer t.Stop()
-	for last := time.Duration(-1); ; {
-		s, err := b.group.Stats()
-		if err != nil || (last >= 0 && s.CPUTime-last < restUse) {
-			return
-		}
-		last = s.CPUTime
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+	s.Token, s.Marks = token[:], marks
+	return writeState(filepath.Join(o.Dir, sandbox.FileState), s, devices)
 }
 
 // freeze stops the machine, returns its devices' state, calls f, and has it go
 // on.
 func (b *box) freeze(ctx context.Context, f func() error) (devices []byte, err error) {
-	b.vm.expectStop(true)
-	defer b.vm.expectStop(false)
+	b.vm.stopping.Store(true)
+	defer b.vm.stopping.Store(false)
 	defer func() {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+		clean, cancel := microvm.CleanUp(ctx)
 		defer cancel()
 		if cerr := b.vm.qmp.Execute(clean, "cont", nil, nil); cerr != nil {
-			b.vm.kill() // so that Wait returns
+			b.vm.Kill() // so that Wait returns
 			err = errors.Join(err, cerr)
 		}
 	}()
@@ -137,25 +81,12 @@ func (b *box) freeze(ctx context.Context, f func() error) (devices []byte, err e
 func (b *box) copyMemory(to *os.File, diff bool) error {
 	switch {
 	case b.image == nil:
-		return copyShared(to, b.vm.memory, b.saved.MemoryMiB*mib)
+		return copyShared(to, b.memory, b.saved.MemoryMiB*mib)
 	case diff:
-		return b.image.ram.copyChanged(to, b.image.source)
+		return b.image.ram.copyChanged(to, b.image.Source)
 	default:
-		return b.image.ram.copyWhole(to, b.image.source)
+		return b.image.ram.copyWhole(to, b.image.Source)
 	}
-}
-
-// reconnect connects to the agent after a snapshot. Without it the sandbox is
-// of no use, and is ended.
-func (b *box) reconnect(ctx context.Context) error {
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
-	defer cancel()
-	b.link.release()
-	_, err := b.link.get(clean)
-	if err != nil {
-		b.vm.kill()
-	}
-	return err
 }
 
 // devices has QEMU write the devices' state. QEMU opens no file: it is given
@@ -215,14 +146,14 @@ func (v *vm) load(ctx context.Context) error {
 		t := time.NewTimer(time.Second)
 		defer t.Stop()
 		select {
-		case <-v.dead:
+		case <-v.Dead():
 		case <-t.C:
 		}
-		return fmt.Errorf("load the devices' state: %w", v.explain())
-	case <-v.dead:
-		return fmt.Errorf("load the devices' state: %w", v.explain())
+		return fmt.Errorf("load the devices' state: %w", v.Explain())
+	case <-v.Dead():
+		return fmt.Errorf("load the devices' state: %w", v.Explain())
 	case <-ctx.Done():
-		return fmt.Errorf("load the devices' state: %w: %w", ctx.Err(), v.explain())
+		return fmt.Errorf("load the devices' state: %w: %w", ctx.Err(), v.Explain())
 	}
 }
 
@@ -240,6 +171,3 @@ func (v *vm) migrated(data json.RawMessage) {
 		}
 	}
 }
-
-// resumeTimeout bounds the guest's first answer after a restore.
-const resumeTimeout = time.Minute

@@ -10,14 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/agent"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
 func testState() savedState {
 	t := agent.NewToken()
 	return savedState{
-		QEMU: "QEMU 7.2", Accel: AccelTCG, MemoryMiB: 192, CPUs: 1, TSCKHz: 2_000_000, MAC: "06:00:ac:10:00:02",
-		Address: "172.16.0.2/30", Gateway: "172.16.0.1", RootBytes: 4096, Token: t[:], Marks: agent.Marks{Stdout: 3},
-		Disks: []savedDisk{{Path: "/a", Bytes: 1, Modified: 2}},
+		QEMU: "QEMU 7.2", Accel: AccelTCG, TSCKHz: 2_000_000,
+		Saved: microvm.Saved{
+			MemoryMiB: 192, CPUs: 1, MAC: "06:00:ac:10:00:02",
+			Address: "172.16.0.2/30", Gateway: "172.16.0.1", RootBytes: 4096, Token: t[:], Marks: agent.Marks{Stdout: 3},
+			Disks: []microvm.SavedDisk{{Path: "/a", Bytes: 1, Modified: 2}},
+		},
 	}
 }
 
@@ -36,7 +40,7 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := got.fits(&want); err != nil || got.newDisks(&want) {
+	if err := got.fits(&want); err != nil || got.NewDisks(&want.Saved) {
 		t.Errorf("it does not fit what was saved: %v", err)
 	}
 	rest := make([]byte, 100)
@@ -62,9 +66,9 @@ func TestState(t *testing.T) {
 	}
 	near := want
 	near.TSCKHz += 100
-	near.Disks = []savedDisk{{Path: "/b", Bytes: 1, Modified: 2}}
-	if err := got.fits(&near); err != nil || !got.newDisks(&near) {
-		t.Errorf("a clock that was measured again, and another disk: %v, %v", err, got.newDisks(&near))
+	near.Disks = []microvm.SavedDisk{{Path: "/b", Bytes: 1, Modified: 2}}
+	if err := got.fits(&near); err != nil || !got.NewDisks(&near.Saved) {
+		t.Errorf("a clock that was measured again, and another disk: %v, %v", err, got.NewDisks(&near.Saved))
 	}
 }
 
@@ -133,12 +137,5 @@ func TestSparseWriter(t *testing.T) {
 	}
 	if to, err := unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE); err != nil || to != 11*pageSize {
 		t.Errorf("data ends at %d, %v", to, err)
-	}
-}
-
-func TestParseCPU(t *testing.T) {
-	model, features := parseCPU("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 85\nstepping\t: 7\nflags\t\t: fpu vme fpu avx\n\nprocessor\t: 1\nflags\t: other\n")
-	if model != "kvm GenuineIntel 6 85 7" || strings.Join(features, " ") != "avx fpu vme" {
-		t.Errorf("%q, %q", model, features)
 	}
 }

@@ -20,7 +20,7 @@ var benchMB = []int{0, 32, 256}
 // of a request, "start-ms" and "request-ms" cannot.
 func Benchmark(b *testing.B, newDriver func(testing.TB) sandbox.Driver, opts Options) {
 	testenv.Root(b)
-	opts.setDefaults()
+	opts.setDefaults(b)
 	s := newSuite(b, newDriver, opts)
 	for _, mb := range benchMB {
 		large := func(spec *sandbox.Spec) { spec.Resources.MemoryBytes = opts.MemoryBytes + int64(mb)<<20 }

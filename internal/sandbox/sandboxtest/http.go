@@ -43,6 +43,7 @@ func testHTTP(t *testing.T, s *suite) {
 		}
 		b.get(t, "/args", nil)
 	}
+	s.opts.Inspect(t, b.spec.State())
 	phases := b.sb.Phases()
 	if len(phases) == 0 {
 		t.Error("Phases() is empty")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // linger is how long the machine may take to forget what was removed: a dead
@@ -25,7 +26,7 @@ const linger = 5 * time.Second
 // directory. Everything is matched by the sandbox's own ID or paths.
 func (b *box) checkGone(t testing.TB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), linger)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(t, linger))
 	defer cancel()
 	if err := poll(ctx, func() error { return leftBehind(b.spec.State()) }); err != nil {
 		t.Errorf("left behind by sandbox %s: %v", b.spec.ID, err)
@@ -129,7 +130,7 @@ func namespaceIDs(t testing.TB, link sandbox.Link) []string {
 // run, the kernel may not give the same number to a new one.
 func checkNamespaces(t testing.TB, ids []string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), linger)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(t, linger))
 	defer cancel()
 	err := poll(ctx, func() error {
 		var errs []error
@@ -155,7 +156,7 @@ func checkNamespaces(t testing.TB, ids []string) {
 // one of them: dead children that nobody waited for, loop devices.
 func checkMachine(t testing.TB, s *suite) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), linger)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(t, linger))
 	defer cancel()
 	err := poll(ctx, func() error {
 		var errs []error

@@ -29,7 +29,7 @@ import (
 // what a driver need not do, its Capabilities say.
 type Options struct {
 	// Timeout bounds every single operation, such as starting a sandbox
-	// until it answers. Default: 60 s.
+	// until it answers. Default: 60 s. testenv.PatienceEnv multiplies it.
 	Timeout time.Duration
 	// MemoryBytes is what an ordinary sandbox gets. Default: 256 MiB.
 	MemoryBytes int64
@@ -39,11 +39,14 @@ type Options struct {
 	// Parallel is how many sandboxes the test of many starts at the same
 	// time; it always holds 20 at once. Default: 20.
 	Parallel int
+	// Inspect, if set, looks at what the driver has made for a sandbox that
+	// runs: one that was booted, and one that was restored.
+	Inspect func(t *testing.T, state sandbox.State)
 }
 
 const many = 20
 
-func (o *Options) setDefaults() {
+func (o *Options) setDefaults(t testing.TB) {
 	if o.Timeout == 0 {
 		o.Timeout = time.Minute
 	}
@@ -56,12 +59,16 @@ func (o *Options) setDefaults() {
 	if o.Parallel == 0 {
 		o.Parallel = many
 	}
+	if o.Inspect == nil {
+		o.Inspect = func(*testing.T, sandbox.State) {}
+	}
+	o.Timeout = testenv.Patience(t, o.Timeout)
 }
 
 // Run proves that the drivers made by newDriver keep the contract.
 func Run(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, opts Options) {
 	testenv.Root(t)
-	opts.setDefaults()
+	opts.setDefaults(t)
 	if job := os.Getenv(ownerEnv); job != "" {
 		runOwner(t, newDriver, job)
 		return

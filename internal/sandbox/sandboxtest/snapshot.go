@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	// snapshotPIDs is the limit of the sandbox that is saved.
-	snapshotPIDs = 64
+	// snapshotPIDs is the limit of the sandbox that is saved. In gVisor each
+	// fork of the function copies up to 4 MB, and all must fit into its memory.
+	snapshotPIDs = 40
 	// snapshotMB is what its function keeps in memory.
 	snapshotMB = 24
 	// clockError is how wrong a restored sandbox's clock may be, and

@@ -177,6 +177,7 @@ func (sn *snapshots) testPrepared(t *testing.T) {
 // testLives does with a restored sandbox what one does with any.
 func (sn *snapshots) testLives(t *testing.T) {
 	b := sn.restored(t, "lives")
+	sn.opts.Inspect(t, b.spec.State())
 	before, err := b.sb.Stats(sn.ctx(t))
 	if err != nil || before.MemoryBytes <= 0 || before.CPUTime <= 0 {
 		t.Errorf("Stats: %+v, %v", before, err)

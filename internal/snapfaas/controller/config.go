@@ -3,12 +3,18 @@
 package controller
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -44,7 +50,7 @@ type Function struct {
 	ConcurrencyLimit int    `json:"concurrency_limit"`
 	LoadDir          string `json:"load_dir"` // BASE[,DIFF...]
 	CopyBase         bool   `json:"copy_base"`
-	CopyDiff         bool   `json:"copy_diff"`
+	CopyDiff         *bool  `json:"copy_diff"` // nil: as true
 	LoadWS           bool   `json:"load_ws"`
 }
 
@@ -79,29 +85,95 @@ func Parse(b []byte) (*Config, error) {
 	if len(b) > maxConfig {
 		return nil, fmt.Errorf("larger than %d bytes", maxConfig)
 	}
-	var c Config
-	if err := yaml.UnmarshalStrict(b, &c); err != nil {
+	b, err := yaml.YAMLToJSONStrict(b)
+	if err != nil {
 		return nil, err
 	}
-	if len(c.Functions) == 0 {
+	var file struct {
+		Config
+		Functions map[string]json.RawMessage `json:"functions"`
+	}
+	if err := strict(b, &file); err != nil {
+		return nil, err
+	}
+	c := file.Config
+	if len(file.Functions) == 0 {
 		return nil, errors.New("functions: there are none")
 	}
-	if len(c.Functions) > maxFunctions {
+	if len(file.Functions) > maxFunctions {
 		return nil, fmt.Errorf("functions: more than %d", maxFunctions)
 	}
+	c.Functions = map[string]Function{}
 	var errs []error
-	for name, f := range c.Functions {
+	for _, name := range slices.Sorted(maps.Keys(file.Functions)) {
 		if !functionName.MatchString(name) {
 			errs = append(errs, fmt.Errorf("functions: %.100q: a name is of letters, digits, dots, - and _, up to 100", name))
 			continue
 		}
-		if err := f.check(c); err != nil {
+		var f Function
+		err := strict(file.Functions[name], &f)
+		if err == nil {
+			err = f.check(c)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("functions: %s: %w", name, err))
 		}
 		f.defaults()
 		c.Functions[name] = f
 	}
 	return &c, errors.Join(errs...)
+}
+
+// strict decodes one JSON value into the struct that v points to. Unknown
+// fields are errors, which say what there is.
+func strict(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	if err == nil {
+		return nil
+	}
+	var kind *json.UnmarshalTypeError
+	if errors.As(err, &kind) {
+		is, _, _ := strings.Cut(kind.Value, " ")
+		return fmt.Errorf("%s: want %s, not %s", cmp.Or(kind.Field, "the file"), inWords(kind.Type.Kind().String()), inWords(is))
+	}
+	if field, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		return fmt.Errorf("unknown field %s: want %s", field, strings.Join(fields(reflect.TypeOf(v).Elem()), ", "))
+	}
+	return err
+}
+
+// inWords names a kind of value, of JSON's or Go's.
+func inWords(kind string) string {
+	switch kind {
+	case "string":
+		return "text"
+	case "array":
+		return "a list"
+	case "object", "struct", "map":
+		return "keys with values"
+	case "int", "int64":
+		return "a whole number"
+	case "bool":
+		return "true or false"
+	}
+	return "a " + kind
+}
+
+// fields are the names that a struct's JSON has.
+func fields(t reflect.Type) []string {
+	var names []string
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if f.Anonymous {
+			names = append(names, fields(f.Type)...)
+		} else {
+			names = append(names, f.Tag.Get("json"))
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // Defaults of a function.
@@ -182,9 +254,14 @@ func (f Function) Machine(name, empty string) runner.Config {
 	if app == "" {
 		app = empty
 	}
+	dirs := SplitDirs(f.LoadDir)
+	load := runner.Load{Dirs: dirs, CopyBase: f.CopyBase, WorkingSet: f.LoadWS}
+	if f.CopyDiff != nil && len(dirs) > 1 { // without a diff it says nothing
+		load.CopyDiff, load.LazyDiff = *f.CopyDiff, !*f.CopyDiff && !f.CopyBase
+	}
 	return runner.Config{
-		Hostname: hostname(name), Rootfs: f.Runtimefs, App: app, MemoryMiB: f.Memory, VCPUs: f.VCPUs,
-		Load: runner.Load{Dirs: SplitDirs(f.LoadDir), CopyBase: f.CopyBase, CopyDiff: f.CopyDiff, WorkingSet: f.LoadWS},
+		Hostname: hostname(name), Rootfs: f.Runtimefs, App: app, NoApp: f.Appfs == "",
+		MemoryMiB: f.Memory, VCPUs: f.VCPUs, Load: load,
 	}
 }
 

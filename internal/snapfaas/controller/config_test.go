@@ -46,6 +46,18 @@ func TestLoad(t *testing.T) {
 	if m.App != "/empty" || m.Rootfs != "/abs/python3.ext4" || m.MemoryMiB != 128 || m.VCPUs != 1 || f.ConcurrencyLimit != 1 || m.Hostname != "plain-one" {
 		t.Errorf("%+v, %+v", f, m)
 	}
+	// Only who says so loads diffs page by page.
+	yes, no := true, false
+	for _, test := range []struct {
+		set        *bool
+		dirs       string
+		copy, lazy bool
+	}{{nil, "a,b", false, false}, {&yes, "a,b", true, false}, {&no, "a,b", false, true}, {&yes, "a", false, false}, {&no, "a", false, false}} {
+		l := Function{CopyDiff: test.set, LoadDir: test.dirs}.Machine("f", "/empty").Load
+		if l.CopyDiff != test.copy || l.LazyDiff != test.lazy {
+			t.Errorf("%+v: %+v", test, l)
+		}
+	}
 	if _, err := Load(dir + "/none.yaml"); err == nil {
 		t.Error("no error for a file that is not there")
 	}
@@ -55,13 +67,18 @@ func TestParseRefuses(t *testing.T) {
 	for _, test := range []struct{ in, want string }{
 		{"", "there are none"},
 		{"functions: [", "yaml"},
-		{"colour: red\nfunctions: {a: {runtimefs: x}}", "colour"},
-		{"functions: {a: {runtime: x}}", "runtime"},
+		{"colour: red\nfunctions: {a: {runtimefs: x}}", "unknown field \"colour\": want allow_network, appfs_dir, firerunner_path, functions, "},
+		{"functions: {a: {runtime: x}}", "functions: a: unknown field \"runtime\": want appfs, concurrency_limit, "},
+		{"functions: {a: {runtimefs: x}, a: {runtimefs: y}}", "already"},
+		{"functions: {a: {runtimefs: x, copy_diff: 3}}", "copy_diff: want true or false, not a number"},
+		{"functions: {a: {runtimefs: x, memory: 1.5}}", "memory: want a whole number, not a number"},
+		{"[1]", "the file: want keys with values, not a list"},
+		{"functions: [1]", "functions: want keys with values, not a list"},
 		{"functions: {a: {appfs: x}}", "a: runtimefs: must be set"},
 		{"functions: {a: {runtimefs: x, network: true}}", "allow_network is false"},
 		{"functions: {a: {runtimefs: x, concurrency_limit: -1}}", "concurrency_limit"},
 		{"functions: {a: {runtimefs: x, memory: -1}}", "memory"},
-		{"functions: {a: {runtimefs: x, memory: lots}}", "memory"},
+		{"functions: {a: {runtimefs: x, memory: lots}}", "functions: a: memory: want a whole number, not text"},
 		{"functions: {../a: {runtimefs: x}}", "a name is of letters"},
 		{strings.Repeat("#", maxConfig+1), "larger than"},
 	} {

@@ -50,8 +50,8 @@ const (
 	App Point = "app"
 )
 
-// AppError is an error that the guest reports: the app's, in most cases.
-// The connection is as good as before.
+// AppError is an error of one request: the app's, in most cases. The connection
+// is as good as before.
 type AppError struct{ Text string }
 
 func (e *AppError) Error() string { return "the function failed: " + e.Text }
@@ -109,8 +109,8 @@ func (c *Conn) LoadApp(ctx context.Context) error {
 }
 
 // Request hands a payload, which is JSON, to the app and returns its answer,
-// which is JSON too. The error is an *AppError if the app has failed; after any
-// other the connection is of no use.
+// which is JSON too. The error is an *AppError if the app has failed, or the
+// payload is too large; after any other the connection is of no use.
 func (c *Conn) Request(ctx context.Context, payload []byte) ([]byte, error) {
 	m, err := c.call(ctx, message{Type: "request", Payload: payload})
 	if err != nil {
@@ -154,6 +154,9 @@ func (c *Conn) call(ctx context.Context, m message) (message, error) {
 	stop := c.limit(ctx, 0)
 	err = frame.U32.Write(c.conn, b)
 	stop()
+	if errors.Is(err, frame.ErrTooLarge) { // nothing was written
+		return message{}, &AppError{err.Error()}
+	}
 	if err != nil {
 		return message{}, errors.Join(err, ctx.Err())
 	}

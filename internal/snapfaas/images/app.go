@@ -15,6 +15,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/image/build"
 	"github.com/skep-dev/skep/internal/image/erofs"
+	"github.com/skep-dev/skep/internal/snapfaas/runtimes"
 )
 
 // AppOptions of BuildApp.
@@ -41,11 +42,6 @@ func WriteEmpty(ctx context.Context, o Options) error {
 
 // addApp adds the app in dir below prefix, "" or "srv/".
 func (o Options) addApp(ctx context.Context, b *erofs.Builder, dir, runtime, prefix string) error {
-	if st, err := os.Stat(dir); err != nil {
-		return fmt.Errorf("app folder: %w", err)
-	} else if !st.IsDir() {
-		return fmt.Errorf("app folder: %s is not a folder", dir)
-	}
 	p, err := planApp(dir, runtime)
 	if err != nil {
 		return err
@@ -71,6 +67,14 @@ const javaStub = "final class SkepMain { public static void main(String[] args) 
 
 // planApp decides from the folder's files.
 func planApp(dir, runtime string) (plan, error) {
+	if _, ok := languages[runtime]; !ok && runtime != "" {
+		return plan{}, fmt.Errorf("unknown runtime %q: want %s", runtime, strings.Join(runtimes.Names(), ", "))
+	}
+	if st, err := os.Stat(dir); err != nil {
+		return plan{}, fmt.Errorf("app folder: %w", err)
+	} else if !st.IsDir() {
+		return plan{}, fmt.Errorf("app folder: %s is not a folder", dir)
+	}
 	has := func(names ...string) bool {
 		return slices.ContainsFunc(names, func(n string) bool {
 			m, err := filepath.Glob(filepath.Join(strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir), n))
@@ -151,7 +155,9 @@ func (o Options) addBuilt(ctx context.Context, b *erofs.Builder, dir, prefix str
 			return err
 		}
 	}
-	img, err := build.Build(ctx, o.toBuild(copied, p.runtime))
+	opts := o.toBuild(copied, p.runtime)
+	opts.JavaMain = "Workload" // it is not started: the runtime loads it
+	img, err := build.Build(ctx, opts)
 	if err != nil {
 		return fmt.Errorf("build the app: %w", err)
 	}

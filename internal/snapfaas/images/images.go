@@ -52,6 +52,9 @@ func (o Options) write(ctx context.Context, add func(b *erofs.Builder) error) (e
 	if st, err := os.Stat(out); err == nil && st.IsDir() {
 		return fmt.Errorf("output: %s is a folder: name a file", o.Out)
 	}
+	if _, err := os.Stat(filepath.Dir(out)); err != nil {
+		return fmt.Errorf("output: %w", err)
+	}
 	f, err := os.CreateTemp(filepath.Dir(out), "."+filepath.Base(out)+".*.tmp")
 	if err != nil {
 		return fmt.Errorf("output: %w", err)
@@ -62,10 +65,10 @@ func (o Options) write(ctx context.Context, add func(b *erofs.Builder) error) (e
 		}
 	}()
 	b := erofs.NewBuilder(f, erofs.Options{})
-	err = add(b)
-	if err == nil {
-		_, err = b.Finish(ctx)
+	if err := add(b); err != nil {
+		return errors.Join(err, f.Close())
 	}
+	_, err = b.Finish(ctx)
 	// QEMU reads it as a user of its own.
 	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", o.Out, err)

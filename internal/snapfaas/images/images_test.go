@@ -174,6 +174,7 @@ func TestPlanRefuses(t *testing.T) {
 		{[]string{"workload.py", "workload.js"}, "", "python3 or nodejs"},
 		{[]string{"workload.py"}, "java", "nothing in it is an app for java"},
 		{[]string{"workload.py", "apt.txt"}, "", "--package"},
+		{[]string{"workload.py"}, "perl", "want python3, nodejs, go, java"},
 	} {
 		files := map[string]string{}
 		for _, f := range test.files {
@@ -189,6 +190,14 @@ func TestPlanRefuses(t *testing.T) {
 	}
 	if err := BuildRuntime(t.Context(), RuntimeOptions{Options: o, Name: "perl"}); err == nil {
 		t.Error("an unknown runtime was built")
+	}
+	o.Out = filepath.Join(t.TempDir(), "none", "out")
+	if err := BuildRuntime(t.Context(), RuntimeOptions{Options: o, Name: "go"}); err == nil || !strings.Contains(err.Error(), "output: ") {
+		t.Errorf("output in no folder: %v", err)
+	}
+	o.Out = filepath.Join(t.TempDir(), "out")
+	if err := BuildRuntime(t.Context(), RuntimeOptions{Options: o, Name: "go", App: o.Out}); err == nil || !strings.Contains(err.Error(), "app folder: ") {
+		t.Errorf("app in no folder: %v", err)
 	}
 	for _, name := range runtimes.Names() {
 		if languages[name] == "" {

@@ -32,14 +32,24 @@ type RuntimeOptions struct {
 }
 
 // BuildRuntime makes a runtime image.
-func BuildRuntime(ctx context.Context, o RuntimeOptions) (err error) {
+func BuildRuntime(ctx context.Context, o RuntimeOptions) error {
 	source, err := runtimes.Source(o.Name)
 	if err != nil {
 		return err
 	}
+	if o.App != "" { // before the work begins
+		if _, err := planApp(o.App, o.Name); err != nil {
+			return err
+		}
+	}
 	if len(o.Packages) > 0 {
 		source["apt.txt"] = []byte(strings.Join(o.Packages, "\n"))
 	}
+	return o.write(ctx, func(b *erofs.Builder) error { return o.addRuntime(ctx, b, source) })
+}
+
+// addRuntime builds the language's program, and adds it, its base and the app.
+func (o RuntimeOptions) addRuntime(ctx context.Context, b *erofs.Builder, source map[string][]byte) (err error) {
 	dir, err := os.MkdirTemp("", "skep-runtime-")
 	if err != nil {
 		return err
@@ -55,19 +65,17 @@ func BuildRuntime(ctx context.Context, o RuntimeOptions) (err error) {
 		return fmt.Errorf("build the runtime %s: %w", o.Name, err)
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
-	return o.write(ctx, func(b *erofs.Builder) error {
-		if err := addLayers(ctx, b, img, 0, nil); err != nil {
-			return err
-		}
-		entry, err := entryLayer(img)
-		if err != nil {
-			return err
-		}
-		if err := b.AddLayer(ctx, entry); err != nil || o.App == "" {
-			return err
-		}
-		return o.addApp(ctx, b, o.App, o.Name, "srv/")
-	})
+	if err := addLayers(ctx, b, img, 0, nil); err != nil {
+		return err
+	}
+	entry, err := entryLayer(img)
+	if err != nil {
+		return err
+	}
+	if err := b.AddLayer(ctx, entry); err != nil || o.App == "" {
+		return err
+	}
+	return o.addApp(ctx, b, o.App, o.Name, "srv/")
 }
 
 // addLayers adds an image's layers but for the first skip ones; rename, if

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/skep-dev/skep/internal/snapfaas/frame"
 	"github.com/skep-dev/skep/internal/snapfaas/guest"
 	"github.com/skep-dev/skep/internal/snapfaas/host"
 )
@@ -147,6 +148,9 @@ func (c *Child) call(m message, limit time.Duration) (message, error) {
 	t := time.AfterFunc(limit, c.kill)
 	defer t.Stop()
 	err := send(c.in, m)
+	if errors.Is(err, frame.ErrTooLarge) { // nothing was written
+		return message{Kind: kindAppError, Error: err.Error()}, nil
+	}
 	if err == nil {
 		m, err = receive(c.out)
 	} else if last, rerr := receive(c.out); rerr == nil { // why it has ended

@@ -26,7 +26,8 @@ type Config struct {
 
 	Hostname  string `json:"hostname"`
 	Rootfs    string `json:"rootfs"`
-	App       string `json:"app"` // disk with the app, or the placeholder
+	App       string `json:"app"`             // disk with the app, or the placeholder
+	NoApp     bool   `json:"noApp,omitempty"` // App is the placeholder
 	MemoryMiB int64  `json:"memoryMiB"`
 	VCPUs     int64  `json:"vcpus"`
 
@@ -45,9 +46,11 @@ type Load struct {
 	Dirs []string `json:"dirs,omitempty"`
 	// CopyBase loads all memory before the machine runs.
 	CopyBase bool `json:"copyBase,omitempty"`
-	// CopyDiff loads the diff's pages ahead, and the base's when they are
-	// touched.
+	// CopyDiff loads the diffs' pages ahead, and the base's when they are
+	// touched. That is also done where neither it nor LazyDiff is set.
 	CopyDiff bool `json:"copyDiff,omitempty"`
+	// LazyDiff loads the diffs' pages, too, when they are touched.
+	LazyDiff bool `json:"lazyDiff,omitempty"`
 	// WorkingSet loads the recorded pages ahead.
 	WorkingSet bool `json:"workingSet,omitempty"`
 }
@@ -104,6 +107,7 @@ func (c *Config) Validate() error {
 		wrong(f.set && len(c.Load.Dirs) == 0, "%s: it needs --load_dir", f.name)
 	}
 	wrong(c.Load.CopyDiff && len(c.Load.Dirs) == 1, "--copy_diff: it needs a diff: --load_dir BASE,DIFF or --diff_dirs DIFF")
+	wrong(c.Load.CopyBase && c.Load.LazyDiff, "--copy_diff=false: not together with --copy_base, which copies all memory")
 	wrong(c.Load.WorkingSet && c.Dump.WorkingSet != "", "--load_ws: not together with --dump_ws: pages that are loaded ahead are not seen to be touched")
 	wrong(c.Dump.Exit && c.Dump.Dir == "", "--force_exit: it needs --dump_dir")
 	switch c.Dump.Point {

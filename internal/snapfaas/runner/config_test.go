@@ -27,18 +27,19 @@ func TestValidate(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	for want, change := range map[string]func(c *Config){
-		"--rootfs":                       func(c *Config) { c.Rootfs = "relative" },
-		"--appfs":                        func(c *Config) { c.App = "" },
-		"--mem_size: 8 MB":               func(c *Config) { c.MemoryMiB = 8 },
-		"--vcpu_count":                   func(c *Config) { c.VCPUs = 0 },
-		"--copy_base: it needs":          func(c *Config) { c.Load.CopyBase = true },
-		"--load_ws: it needs":            func(c *Config) { c.Load.WorkingSet = true },
-		"--dump_ws: it needs":            func(c *Config) { c.Dump.WorkingSet = "/d" },
-		"--copy_diff: it needs a diff":   func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, CopyDiff: true} },
-		"--force_exit: it needs":         func(c *Config) { c.Dump.Exit = true },
-		"--snapshot_point":               func(c *Config) { c.Dump.Point = "kernel" },
-		"--load_ws: not together":        func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, WorkingSet: true}; c.Dump.WorkingSet = "/b" },
-		"--load_dir: more than 16 folde": func(c *Config) { c.Load.Dirs = make([]string, 17) },
+		"--rootfs":                        func(c *Config) { c.Rootfs = "relative" },
+		"--appfs":                         func(c *Config) { c.App = "" },
+		"--mem_size: 8 MB":                func(c *Config) { c.MemoryMiB = 8 },
+		"--vcpu_count":                    func(c *Config) { c.VCPUs = 0 },
+		"--copy_base: it needs":           func(c *Config) { c.Load.CopyBase = true },
+		"--load_ws: it needs":             func(c *Config) { c.Load.WorkingSet = true },
+		"--dump_ws: it needs":             func(c *Config) { c.Dump.WorkingSet = "/d" },
+		"--copy_diff: it needs a diff":    func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, CopyDiff: true} },
+		"--copy_diff=false: not together": func(c *Config) { c.Load = Load{Dirs: []string{"/b", "/d"}, CopyBase: true, LazyDiff: true} },
+		"--force_exit: it needs":          func(c *Config) { c.Dump.Exit = true },
+		"--snapshot_point":                func(c *Config) { c.Dump.Point = "kernel" },
+		"--load_ws: not together":         func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, WorkingSet: true}; c.Dump.WorkingSet = "/b" },
+		"--load_dir: more than 16 folde":  func(c *Config) { c.Load.Dirs = make([]string, 17) },
 	} {
 		c := good()
 		change(&c)

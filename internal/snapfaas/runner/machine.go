@@ -38,10 +38,8 @@ func boot(ctx context.Context, d sandbox.Driver, c *Config) (_ *machine, err err
 		}
 	}()
 	if c.Dump.Dir != "" {
-		if st, err := os.Stat(c.Dump.Dir); err != nil {
-			return nil, fmt.Errorf("--dump_dir: %w (it must exist: mkdir -p %s)", err, c.Dump.Dir)
-		} else if !st.IsDir() {
-			return nil, fmt.Errorf("--dump_dir: %s is not a folder", c.Dump.Dir)
+		if err := snapdir.CheckDump(c.Dump.Dir); err != nil {
+			return nil, err
 		}
 	}
 	m.spec = &sandbox.Spec{
@@ -146,7 +144,9 @@ func (m *machine) describe(ctx context.Context) (snapdir.Machine, error) {
 }
 
 // plan translates SnapFaaS's flags for the driver: lazy is its mapping of the
-// base's file, onto which diffs are always copied; eager is a copy of all.
+// base's file, onto which diffs are copied; eager is a copy of all. One mapping
+// shows one file: diffs that are lazy, too, need the pager, which then serves
+// all pages, the base's included.
 func (m *machine) plan() (sandbox.Restore, error) {
 	l, caps := m.conf.Load, m.driver.Capabilities()
 	r := sandbox.Restore{Record: m.conf.Dump.WorkingSet != ""}
@@ -161,10 +161,13 @@ func (m *machine) plan() (sandbox.Restore, error) {
 		if l.WorkingSet {
 			m.note("--load_ws: all memory is loaded ahead anyway, by --copy_base")
 		}
+	case l.WorkingSet && l.LazyDiff:
+		wanted = []sandbox.RestoreMode{sandbox.RestorePager}
 	case l.WorkingSet:
 		wanted = []sandbox.RestoreMode{sandbox.RestoreHint, sandbox.RestorePager, sandbox.RestoreEager}
-	case len(l.Dirs) > 1 && !l.CopyDiff:
-		m.note("diffs are always copied, as with --copy_diff")
+	case l.LazyDiff && len(l.Dirs) > 1:
+		wanted = []sandbox.RestoreMode{sandbox.RestorePager}
+		m.note("--copy_diff=false: each page is read when it is touched first, and none is shared with other VMs")
 	}
 	for _, mode := range wanted {
 		if slices.Contains(caps.RestoreModes, mode) {
@@ -253,7 +256,15 @@ func (m *machine) loadApp(ctx context.Context) error {
 	if err := d.Mount(ctx, 0, guest.AppDir); err != nil {
 		return fmt.Errorf("--appfs: %w", m.explain(err))
 	}
-	return m.explain(m.conn.LoadApp(ctx))
+	err := m.conn.LoadApp(ctx)
+	var app *guest.AppError
+	switch {
+	case errors.As(err, &app) && m.conf.NoApp:
+		return errors.New("there is no app: name one with --appfs, or have it in the root file system (skep runtime build --app)")
+	case errors.As(err, &app):
+		return fmt.Errorf("--appfs: is it an app for the runtime %s? %w", m.conn.Runtime, err)
+	}
+	return m.explain(err)
 }
 
 // save writes a snapshot of the machine, without a connection in it.

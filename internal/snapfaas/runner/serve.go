@@ -44,7 +44,10 @@ func Serve(ctx context.Context, d sandbox.Driver, in io.Reader, out io.Writer) e
 		if errors.Is(ferr, io.EOF) {
 			return nil
 		}
-		return errors.Join(err, ferr)
+		if errors.Is(err, context.Canceled) { // that is all that has happened
+			err = nil
+		}
+		return errors.Join(err, fmt.Errorf("what the parent says is no message (firerunner is started by singlevm and multivm, not by hand): %w", ferr))
 	default:
 		return err
 	}

@@ -20,7 +20,12 @@ function load() {
 }
 
 function send(conn, message) {
-  let data = Buffer.from(JSON.stringify(message));
+  let data;
+  try {
+    data = Buffer.from(JSON.stringify(message));
+  } catch (e) { // not JSON
+    data = Buffer.from(JSON.stringify({ type: 'error', error: String(e) }));
+  }
   if (data.length > LIMIT) {
     data = Buffer.from(JSON.stringify({ type: 'error', error: `the response is larger than ${LIMIT} bytes` }));
   }

@@ -35,7 +35,7 @@ def reseed():
 
 
 def send(conn, message):
-    data = json.dumps(message).encode()
+    data = json.dumps(message, allow_nan=False).encode()
     if len(data) > LIMIT:
         data = json.dumps({"type": "error", "error": "the response is larger than %d bytes" % LIMIT}).encode()
     conn.sendall(struct.pack(">I", len(data)) + data)

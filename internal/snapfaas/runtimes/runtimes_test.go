@@ -154,6 +154,44 @@ func TestRuntimes(t *testing.T) {
 	}
 }
 
+// An app whose answer is not JSON has failed once, no more.
+func TestAnswerIsNoJSON(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"python3": {"workload.py": "def handle(o): return {'a': {1}, 'b': float('nan')}.get(o if isinstance(o, str) else '', 'fine')\n"},
+		"nodejs":  {"workload.js": "exports.handle = (o) => { const c = {}; c.c = c; return { a: 1n, b: c }[o] || 'fine'; };\n"},
+		"java": {"Workload.java": `public class Workload {
+			public static Object handle(Object o) {
+				return "a".equals(o) ? new Object() : "b".equals(o) ? (Object) Double.NaN : "fine";
+			}
+		}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := compile(t, name)
+			dir := t.TempDir()
+			for f, text := range files {
+				if err := os.WriteFile(filepath.Join(dir, f), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if name == "java" {
+				if out, err := exec.Command(testenv.Tool(t, "javac", "default-jdk-headless"), "-d", dir, dir+"/Workload.java").CombinedOutput(); err != nil {
+					t.Fatalf("javac: %v\n%s", err, out)
+				}
+			}
+			c := start(t, a.command, dir)()
+			for _, payload := range []string{`"a"`, `"b"`} {
+				got, err := c.Request(t.Context(), []byte(payload))
+				var app *guest.AppError
+				if !errors.As(err, &app) {
+					t.Errorf("%s: %s, %v", payload, got, err)
+				}
+			}
+			hello(t, c, `{}`, "fine")
+		})
+	}
+}
+
 func hello(t *testing.T, c *guest.Conn, payload, want string) {
 	t.Helper()
 	got, err := c.Request(t.Context(), []byte(payload))

@@ -25,35 +25,41 @@ type Function interface {
 type Totals struct{ Requests, Responses int }
 
 // Run reads requests from in until its end, and writes each response to out,
-// one JSON value a line, and times to log. The error is the first that makes
-// going on useless: a line that is no request, a function that is gone.
+// one JSON value a line, and times to log. A line that is no request is named
+// there, and counts as a request without a response; the others go on. The
+// error is the first that makes going on useless: a function that is gone, in
+// or out that fail.
 func Run(ctx context.Context, f Function, in io.Reader, out, log io.Writer) (t Totals, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	lines, end := read(ctx, in)
 	for n := 1; ; n++ {
-		var line []byte
+		var l line
 		select {
-		case line = <-lines:
+		case l = <-lines:
 		case err := <-end:
 			return t, err
 		case <-ctx.Done():
 			return t, ctx.Err()
 		}
-		if len(line) == 0 {
+		if len(l.text) == 0 && l.err == nil {
 			continue
 		}
-		payload, err := Payload(line)
-		if err != nil {
-			return t, fmt.Errorf("invalid request in line %d: %w", n, err)
-		}
 		t.Requests++
+		payload, err := l.text, l.err
+		if err == nil {
+			payload, err = Payload(l.text)
+		}
+		if err != nil {
+			_, _ = fmt.Fprintf(log, "Request failed due to: line %d: %v\n", n, err)
+			continue
+		}
 		begin := time.Now()
 		reply, took, err := f.Request(ctx, payload)
 		var app *guest.AppError
 		switch {
 		case errors.As(err, &app):
-			_, _ = fmt.Fprintf(log, "Request failed due to: %v\n", app.Text)
+			_, _ = fmt.Fprintf(log, "Request failed due to: line %d: %v\n", n, app.Text)
 		case err != nil:
 			return t, fmt.Errorf("request in line %d: %w", n, err)
 		default:
@@ -66,39 +72,68 @@ func Run(ctx context.Context, f Function, in io.Reader, out, log io.Writer) (t T
 	}
 }
 
+// line is one of the input's, without space around it, or why it is none.
+type line struct {
+	text []byte
+	err  error
+}
+
 // read reads lines. It cannot be interrupted where in cannot: then it is left
 // behind when ctx ends.
-func read(ctx context.Context, in io.Reader) (lines <-chan []byte, end <-chan error) {
-	out, ended := make(chan []byte), make(chan error, 1)
+func read(ctx context.Context, in io.Reader) (lines <-chan line, end <-chan error) {
+	out, ended := make(chan line), make(chan error, 1)
 	go func() {
-		s := bufio.NewScanner(in)
-		s.Buffer(nil, frame.Max)
-		for s.Scan() {
-			select {
-			case out <- bytes.Clone(bytes.TrimSpace(s.Bytes())):
-			case <-ctx.Done():
+		r := bufio.NewReader(in)
+		for {
+			l, err := readLine(r)
+			if err == nil || len(l.text) > 0 || l.err != nil {
+				select {
+				case out <- l:
+				case <-ctx.Done():
+					return
+				}
+			}
+			switch {
+			case errors.Is(err, io.EOF):
+				ended <- nil
+				return
+			case err != nil:
+				ended <- fmt.Errorf("read requests: %w", err)
 				return
 			}
 		}
-		if err := s.Err(); err != nil {
-			ended <- fmt.Errorf("read requests: %w", err)
-			return
-		}
-		ended <- nil
 	}()
 	return out, ended
+}
+
+// readLine reads one line. Of one that is too long nothing is kept.
+func readLine(r *bufio.Reader) (l line, err error) {
+	for {
+		part, err := r.ReadSlice('\n')
+		if len(l.text)+len(part) > frame.Max {
+			l = line{err: fmt.Errorf("it is longer than %d bytes", frame.Max)}
+		}
+		if l.err == nil {
+			l.text = append(l.text, part...)
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			l.text = bytes.TrimSpace(l.text)
+			return l, err
+		}
+	}
 }
 
 // Payload is what a function gets of a request: the field payload of an
 // object that has one, else the whole.
 func Payload(request []byte) ([]byte, error) {
-	if !json.Valid(request) {
-		return nil, errors.New("it is not JSON")
+	var raw json.RawMessage
+	if err := json.Unmarshal(request, &raw); err != nil {
+		return nil, fmt.Errorf("it is not JSON: %w", err)
 	}
 	var o struct {
 		Payload json.RawMessage `json:"payload"`
 	}
-	if request[0] == '{' && json.Unmarshal(request, &o) == nil && o.Payload != nil {
+	if bytes.HasPrefix(bytes.TrimLeft(request, " \t\r\n"), []byte("{")) && json.Unmarshal(request, &o) == nil && o.Payload != nil {
 		return o.Payload, nil
 	}
 	return request, nil

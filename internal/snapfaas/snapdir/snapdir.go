@@ -171,14 +171,26 @@ func (s *Snapshot) Image(workingSet bool) (sandbox.Image, error) {
 	return i, nil
 }
 
+// CheckDump says what is wrong with a folder that a snapshot is to be written to.
+func CheckDump(dir string) error {
+	st, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("--dump_dir: %w (it must exist: mkdir -p %s)", err, dir)
+	case err != nil:
+		return fmt.Errorf("--dump_dir: %w", err)
+	case !st.IsDir():
+		return fmt.Errorf("--dump_dir: %s is not a folder", dir)
+	}
+	return nil
+}
+
 // Write fills the folder, which must exist, with a new snapshot: save is given
 // an empty folder on the same disk for the driver's files. What was in the
 // folder before is replaced.
 func Write(dir string, m Meta, save func(dir string) error) (err error) {
-	if st, err := os.Stat(dir); err != nil {
-		return fmt.Errorf("--dump_dir: %w (it must exist: mkdir -p %s)", err, dir)
-	} else if !st.IsDir() {
-		return fmt.Errorf("--dump_dir: %s is not a folder", dir)
+	if err := CheckDump(dir); err != nil {
+		return err
 	}
 	tmp, err := os.MkdirTemp(dir, ".new-")
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -40,6 +41,8 @@ type machine struct {
 	stderr  bytes.Buffer
 	exited  chan struct{}
 	resumed chan struct{}
+	// migrations has the states that QEMU reports, each as it is entered.
+	migrations chan string
 }
 
 // options of a machine.
@@ -86,7 +89,7 @@ func launch(ctx context.Context, t testing.TB, o options) *machine {
 			args[i+1] = o.memory
 		}
 	}
-	m := &machine{t: t, control: qmpEnd.(*net.UnixConn), console: console, lines: make(chan string, 1024), exited: make(chan struct{}), resumed: make(chan struct{})}
+	m := &machine{t: t, control: qmpEnd.(*net.UnixConn), console: console, lines: make(chan string, 1024), exited: make(chan struct{}), resumed: make(chan struct{}), migrations: make(chan string, 64)}
 	m.cmd = exec.Command(program, slices.Concat(args, o.boot, o.args)...)
 	m.cmd.ExtraFiles, m.cmd.Stderr, m.cmd.Env = inherited, &m.stderr, []string{}
 	start := (*exec.Cmd).Start
@@ -108,14 +111,25 @@ func launch(ctx context.Context, t testing.TB, o options) *machine {
 	go m.readConsole()
 	var once sync.Once
 	m.qmp, err = qmp.Open(ctx, qmpEnd, func(e qmp.Event) {
-		if e.Name == "RESUME" {
+		switch e.Name {
+		case "RESUME":
 			once.Do(func() { close(m.resumed) })
+		case "MIGRATION":
+			var d struct {
+				Status string `json:"status"`
+			}
+			_ = json.Unmarshal(e.Data, &d)
+			select {
+			case m.migrations <- d.Status:
+			default: // far more than there are states
+			}
 		}
 	})
 	if err != nil {
 		m.kill()
 		t.Fatalf("%v: %s", err, &m.stderr)
 	}
+	m.capability(ctx, "events")
 	return m
 }
 
@@ -188,21 +202,22 @@ func (m *machine) receive(ctx context.Context) {
 	m.do(ctx, "migrate-incoming", object{"uri": "fd:5"}, nil)
 }
 
-// awaitPaused waits until a machine that is not to run yet is loaded.
-func (m *machine) awaitPaused(ctx context.Context) {
+// awaitMigration waits until QEMU reports one of some states.
+func (m *machine) awaitMigration(ctx context.Context, states ...string) {
 	m.t.Helper()
 	for {
-		var status struct {
-			Status string `json:"status"`
-		}
-		m.do(ctx, "query-status", nil, &status)
-		if status.Status == "paused" {
-			return
-		}
 		select {
-		case <-time.After(time.Millisecond):
+		case state := <-m.migrations:
+			switch {
+			case slices.Contains(states, state):
+				return
+			case state == "failed" || state == "cancelled":
+				m.t.Fatalf("migration %s: %s", state, &m.stderr)
+			}
+		case <-m.exited:
+			m.t.Fatalf("machine has ended: %s", &m.stderr)
 		case <-ctx.Done():
-			m.t.Fatalf("machine is %s: %v: %s", status.Status, ctx.Err(), &m.stderr)
+			m.t.Fatalf("waiting for a migration to be %v: %v: %s", states, ctx.Err(), &m.stderr)
 		}
 	}
 }
@@ -237,28 +252,15 @@ func (m *machine) save(ctx context.Context, ignoreShared bool, take func(io.Read
 		m.t.Fatal(err)
 	}
 	m.do(ctx, "getfd", object{"fdname": "save"}, nil)
+	for len(m.migrations) > 0 {
+		<-m.migrations
+	}
 	m.do(ctx, "migrate", object{"uri": "fd:save"}, nil)
 	if err := take(r); err != nil {
 		m.t.Fatalf("%v: %s", err, &m.stderr)
 	}
-	for {
-		var status struct {
-			Status string `json:"status"`
-			Error  string `json:"error-desc"`
-		}
-		m.do(ctx, "query-migrate", nil, &status)
-		switch status.Status {
-		case "completed":
-			return
-		case "failed", "cancelled":
-			m.t.Fatalf("save: %s", status.Error)
-		}
-		select {
-		case <-time.After(time.Millisecond):
-		case <-ctx.Done():
-			m.t.Fatalf("save: %v", ctx.Err())
-		}
-	}
+	m.awaitMigration(ctx, "setup") // what was reported before was of the machine's own restore
+	m.awaitMigration(ctx, "completed")
 }
 
 // socketPair is our end and one for a child.

@@ -290,7 +290,7 @@ func TestDevicesOnly(t *testing.T) {
 			return launcher.Start(c, launcher.Options{Userfaultfd: true})
 		}
 	}, func(c *migration.Config) { c.State = state })
-	p.awaitPaused(ctx)
+	p.awaitMigration(ctx, "postcopy-active")
 	p.do(ctx, "cont", nil, nil)
 	s.check(ctx, t, p.machine)
 	if err := p.source.Complete(ctx); err != nil {

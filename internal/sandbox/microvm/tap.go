@@ -1,6 +1,7 @@
-package qemu
+package microvm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -10,11 +11,10 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
-// openTAP opens a link's TAP device, so that QEMU needs neither its namespace
-// nor any privilege.
-func openTAP(l sandbox.Link) (*os.File, error) {
-	var f *os.File
-	err := netns.Do(l.NetNS, func() error {
+// OpenTAP opens a link's TAP device, so that a monitor needs neither its
+// namespace nor any privilege.
+func OpenTAP(l sandbox.Link) (f *os.File, err error) {
+	err = netns.Do(l.NetNS, func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return err
@@ -25,7 +25,7 @@ func openTAP(l sandbox.Link) (*os.File, error) {
 			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 		}
 		if err != nil {
-			return joinClose(err, fd)
+			return errors.Join(err, unix.Close(fd))
 		}
 		f = os.NewFile(uintptr(fd), l.Interface)
 		return nil
@@ -34,9 +34,4 @@ func openTAP(l sandbox.Link) (*os.File, error) {
 		return nil, fmt.Errorf("open TAP device %s in %s: %w", l.Interface, l.NetNS, err)
 	}
 	return f, nil
-}
-
-func joinClose(err error, fd int) error {
-	_ = unix.Close(fd)
-	return err
 }

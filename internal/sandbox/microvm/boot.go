@@ -1,0 +1,116 @@
+package microvm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"github.com/skep-dev/skep/internal/agent"
+	"github.com/skep-dev/skep/internal/agent/agentpb"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// Boot waits for a place among the machines that boot at the same time, has
+// start start one, which sets Machine, and waits for its agent, which it gives
+// what it must know.
+func (b *Box) Boot(ctx context.Context, places chan struct{}, start func(context.Context) error) error {
+	begin := time.Now()
+	if err := Lock(ctx, places); err != nil {
+		return fmt.Errorf("wait for other machines to boot: %w", err)
+	}
+	defer Unlock(places)
+	queued := time.Now()
+	if err := start(ctx); err != nil {
+		return err
+	}
+	started := time.Now()
+	ctx, cancel := until(ctx, b.Machine.Dead())
+	defer cancel()
+	if err := b.Machine.AwaitReady(ctx); err != nil {
+		return err
+	}
+	listening := time.Now()
+	agentTook, err := b.introduce(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, b.Machine.Explain())
+	}
+	kernel := listening.Sub(started)
+	agentTook = min(max(agentTook, 0), kernel)
+	b.addPhases(
+		sandbox.Phase{Name: "queue", Took: queued.Sub(begin)},
+		sandbox.Phase{Name: "vmm", Took: started.Sub(queued)},
+		sandbox.Phase{Name: "kernel", Took: kernel - agentTook},
+		sandbox.Phase{Name: "agent", Took: agentTook + time.Since(listening)},
+	)
+	return nil
+}
+
+// introduce connects to the agent of a machine that has booted. It returns how
+// long the agent says that it took until it listened.
+func (b *Box) introduce(ctx context.Context) (time.Duration, error) {
+	b.token = agent.NewToken()
+	b.openLink()
+	c, err := b.link.get(ctx)
+	if err != nil {
+		return 0, err
+	}
+	pong, err := c.Ping(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var id [agent.MachineIDSize]byte
+	_, _ = rand.Read(id[:]) // never fails
+	conf := &agentpb.ConfigureRequest{
+		Hostname:    b.Spec.Hostname,
+		MachineId:   hex.EncodeToString(id[:]),
+		Address:     b.Spec.Link.Address.IP.String(),
+		DiskBytes:   uint64(b.Resources.DiskBytes),
+		MemoryBytes: uint64(b.Resources.MemoryBytes),
+		Pids:        uint64(b.Resources.PIDs),
+	}
+	for _, ip := range b.Spec.Link.DNS {
+		conf.Dns = append(conf.Dns, ip.String())
+	}
+	return time.Duration(pong.ReadyMicros) * time.Microsecond, c.Configure(ctx, conf)
+}
+
+// Modules is what the agent needs of the guest's kernel, where the devices are
+// on the memory bus.
+func Modules() []string {
+	return []string{"virtio_mmio", "virtio_blk", "virtio_net", "erofs", "overlay"}
+}
+
+// ProbeParam has the agent show that the machine boots, and nothing else.
+const ProbeParam = "skep.probe"
+
+// KernelParams are the guest kernel's, but for those that tell of the machine.
+// What each saves was measured: see the comments. Security features are
+// switched off only where they protect the function from itself; the host's
+// protection is the virtual machine.
+func KernelParams() []string {
+	return []string{
+		"console=ttyS0", "quiet",
+		"panic=-1",          // a panic ends the machine at once
+		"cryptomgr.notests", // 250 ms under emulation
+		"mitigations=off", "init_on_alloc=0", "audit=0", "lsm=",
+		"rodata=off", // splitting huge pages of the kernel's
+		"nowatchdog", "8250.nr_uarts=1", "pci=off",
+		"ipv6.disable_ipv6=1", // sockets exist, addresses do not
+		"random.trust_cpu=on",
+	}
+}
+
+// GuestParams are what the agent reads from the kernel's command line.
+func (b *Box) GuestParams() []string {
+	l := b.Spec.Link
+	p := []string{
+		"skep.address=" + l.Address.String(), "skep.gateway=" + l.Gateway.String(),
+		fmt.Sprintf("skep.disks=%d", len(b.Spec.Disks)),
+	}
+	if l.MTU > 0 {
+		p = append(p, fmt.Sprintf("skep.mtu=%d", l.MTU))
+	}
+	return p
+}

@@ -1,0 +1,107 @@
+package microvm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/skep-dev/skep/internal/agent"
+	"github.com/skep-dev/skep/internal/agent/agentpb"
+	"github.com/skep-dev/skep/internal/cgroup"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// Origin is what a machine was made from that was not booted: a snapshot.
+type Origin struct {
+	// Saved is what the snapshot says of its machine.
+	Saved *Saved
+	// NewDisks says that what is behind the disks has changed.
+	NewDisks bool
+	// Run has the machine go on.
+	Run func(context.Context) error
+	// Settle is for how long after Start nobody listens to the function, unless
+	// the agent is wanted for another reason: its first request goes before.
+	Settle time.Duration
+}
+
+// Start starts the function's process, or has a restored machine go on, and
+// limits the processor.
+func (b *Box) Start(ctx context.Context) error {
+	b.mu.Lock()
+	bad := b.started || b.destroyed
+	b.started = b.started || !bad // Destroy waits for the end of what started
+	b.mu.Unlock()
+	if bad {
+		return b.wrap(errors.New("started already, or destroyed"))
+	}
+	begin := b.startProcess
+	if b.Origin != nil {
+		begin = b.resume
+	}
+	if err := begin(ctx); err != nil {
+		err = b.wrap(err)
+		b.Machine.Kill()
+		b.end(sandbox.Exit{Code: 127, Reason: err.Error(), At: time.Now()})
+		return err
+	}
+	go b.watch()
+	return nil
+}
+
+func (b *Box) startProcess(ctx context.Context) error {
+	begin := time.Now()
+	if err := b.limitCPU(); err != nil {
+		return err
+	}
+	c, err := b.link.get(ctx)
+	if err == nil {
+		err = c.Start(ctx, process(b.Spec.Process))
+	}
+	if err != nil {
+		return err
+	}
+	b.AddPhase("process", begin)
+	return nil
+}
+
+func process(p sandbox.Process) *agentpb.Process {
+	return &agentpb.Process{Args: p.Args, Env: p.Env, Cwd: p.Cwd, User: p.User}
+}
+
+// limitCPU limits the processor. Booting, and coming back to life, is our work,
+// not the function's, and would take long on a part of one.
+func (b *Box) limitCPU() error {
+	l := b.Limits
+	l.CPUMillis = b.Resources.CPUMillis
+	_, err := cgroup.Create(b.Spec.Cgroup, l)
+	return err
+}
+
+// resumeTimeout bounds the guest's first answer after a restore.
+const resumeTimeout = time.Minute
+
+// resume has a restored machine go on, as somebody else.
+func (b *Box) resume(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, resumeTimeout)
+	defer cancel()
+	ctx, stop := until(ctx, b.Machine.Dead())
+	defer stop()
+	begin := time.Now()
+	r := &agent.Restored{Token: agent.NewToken(), Hostname: b.Spec.Hostname, NewDisks: b.Origin.NewDisks}
+	_, _ = rand.Read(r.Entropy[:]) // never fails
+	_, _ = rand.Read(r.MachineID[:])
+	if err := b.Origin.Run(ctx); err != nil {
+		return fmt.Errorf("%w: %w", err, b.Machine.Explain())
+	}
+	b.AddPhase("resume", begin)
+	begin = time.Now()
+	if err := agent.Resume(ctx, b.dialer("udp", agent.Port), agent.Token(b.Origin.Saved.Token), r); err != nil {
+		return fmt.Errorf("%w: %w", err, b.Machine.Explain())
+	}
+	b.token, b.marks = r.Token, b.Origin.Saved.Marks
+	b.openLink()
+	b.AddPhase("agent", begin)
+	return b.limitCPU()
+}
