@@ -59,7 +59,7 @@ test: ## run every test, the race detector and the fuzz targets' seeds included
 	hack/test $(GOTESTSUM) $(RACE)
 
 .PHONY: kvm-lab
-kvm-lab: ## test drivers with KVM, in an emulated machine that has it (flags: KVMLAB='-jobs firecracker -v')
+kvm-lab: ## test drivers with KVM and on cgroup v2, in an emulated machine that has them (flags: KVMLAB='-jobs firecracker -v')
 	@hack/packages test
 	$(GO) run ./test/kvmlab $(KVMLAB)
 

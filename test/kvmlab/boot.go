@@ -21,11 +21,11 @@ import (
 )
 
 // args is QEMU's command line. One processor: with two, one run in four hangs.
-func (m *machine) args(o options, nonce string) []string {
+func (m *machine) args(o options, j lab.Job, nonce string) []string {
 	params := []string{
 		"console=ttyS0", "quiet", "loglevel=4", "reboot=t", "panic=-1", "cryptomgr.notests", "mitigations=off",
 		"audit=0", "nowatchdog", "pci=off", "ipv6.disable_ipv6=1", "random.trust_cpu=on",
-		fmt.Sprintf("tsc_early_khz=%d", qemu.TSCKHz()), lab.NonceParam + "=" + nonce,
+		fmt.Sprintf("tsc_early_khz=%d", qemu.TSCKHz()), lab.NonceParam + "=" + nonce, lab.JobParam + "=" + j.Name,
 	}
 	return []string{
 		"-M", "microvm,acpi=on,rtc=on,pit=on,pic=on,isa-serial=on",
@@ -34,37 +34,43 @@ func (m *machine) args(o options, nonce string) []string {
 		"-kernel", m.kernel, "-initrd", m.initrd,
 		"-drive", "id=root,file=" + m.rootImage() + ",format=raw,if=none,readonly=on",
 		"-device", "virtio-blk-device,drive=root",
-		"-drive", "id=scratch,file=" + m.scratch() + ",format=raw,if=none,cache=unsafe",
+		"-drive", "id=scratch,file=" + m.scratch(j) + ",format=raw,if=none,cache=unsafe",
 		"-device", "virtio-blk-device,drive=scratch",
 		"-append", strings.Join(params, " "),
 	}
 }
 
-// boot runs one machine to its end, and returns the exit codes of the jobs
-// that ended. An error means that the machine did not get to its end.
-func (m *machine) boot(ctx context.Context, o options) (map[string]int, error) {
+// result is what came of a machine.
+type result struct {
+	code int           // the job's exit code
+	cpu  time.Duration // what QEMU used: about the time it takes on a machine with nothing else to do
+}
+
+// boot runs one machine to its end. An error means that it did not get there.
+func (m *machine) boot(ctx context.Context, o options, j lab.Job) (r result, err error) {
 	var b [8]byte
 	_, _ = rand.Read(b[:])
 	nonce := hex.EncodeToString(b[:])
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	if err := m.makeScratch(ctx); err != nil {
-		return nil, err
+	if err := m.makeScratch(ctx, m.scratch(j)); err != nil {
+		return r, err
 	}
-	cmd := exec.CommandContext(ctx, m.qemu, m.args(o, nonce)...)
+	defer os.Remove(m.scratch(j)) //nolint:errcheck // the whole folder goes in the end
+	cmd := exec.CommandContext(ctx, m.qemu, m.args(o, j, nonce)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 5 * time.Second
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, err
+		return r, err
 	}
 	hung := time.AfterFunc(o.quiet, func() { _ = cmd.Process.Kill() })
-	w := watcher{nonce: nonce, verbose: o.verbose, out: os.Stdout, began: time.Now(), results: map[string]int{}}
+	w := watcher{job: j.Name, nonce: nonce, verbose: o.verbose, out: os.Stdout, began: time.Now()}
 	br := bufio.NewReaderSize(out, 64<<10)
 	for {
 		line, err := br.ReadSlice('\n')
@@ -78,9 +84,10 @@ func (m *machine) boot(ctx context.Context, o options) (map[string]int, error) {
 	}
 	alive := hung.Stop()
 	err = cmd.Wait()
+	r = result{w.code, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
 	switch {
 	case w.ended:
-		return w.results, nil
+		return r, nil
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	case !alive:
@@ -89,25 +96,31 @@ func (m *machine) boot(ctx context.Context, o options) (map[string]int, error) {
 		err = errors.New("the machine stopped")
 	}
 	w.flush()
-	return w.results, fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+	return r, fmt.Errorf("%w: %s", err, lastLine(stderr.String()))
+}
+
+// lastLine leaves out QEMU's warnings about features, which come first.
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
 }
 
 // scratchBytes is the size of the machine's /tmp: a disk, as what is written to
 // a file system in memory counts as the writer's memory.
 const scratchBytes = 8 << 30
 
-func (m *machine) scratch() string { return filepath.Join(m.dir, "scratch") }
+func (m *machine) scratch(j lab.Job) string { return filepath.Join(m.dir, "scratch-"+j.Name) }
 
 // makeScratch makes an empty file system, sparse.
-func (m *machine) makeScratch(ctx context.Context) error {
-	f, err := os.Create(m.scratch())
+func (*machine) makeScratch(ctx context.Context, path string) error {
+	f, err := os.Create(path)
 	if err == nil {
 		err = errors.Join(f.Truncate(scratchBytes), f.Close())
 	}
 	if err != nil {
 		return err
 	}
-	mkfs := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", m.scratch())
+	mkfs := exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", path)
 	mkfs.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	if out, err := mkfs.CombinedOutput(); err != nil {
 		return fmt.Errorf("mkfs.ext4: %w: %s (the package e2fsprogs brings it)", err, bytes.TrimSpace(out))
@@ -118,13 +131,14 @@ func (m *machine) makeScratch(ctx context.Context) error {
 // watcher reads the console. What a job says is kept until it has ended: of
 // one that passes only the results are shown.
 type watcher struct {
+	job     string
 	nonce   string
 	verbose bool
 	out     io.Writer
 	began   time.Time
 	kept    []string
 	ended   bool
-	results map[string]int
+	code    int
 }
 
 // keep bounds the lines of a job that are kept.
@@ -134,34 +148,40 @@ func (w *watcher) line(s string) {
 	mark, ok := lab.ParseMark(s, w.nonce)
 	switch {
 	case !ok && w.verbose:
-		_, _ = io.WriteString(w.out, s)
+		w.say(s)
 	case !ok:
 		if len(w.kept) < keep {
 			w.kept = append(w.kept, s)
 		}
 	case mark.Kind == lab.MarkExit:
-		w.results[mark.Job] = mark.Code
+		w.code = mark.Code
 		if mark.Code != 0 {
 			w.flush()
 		}
 		for _, l := range w.kept {
 			if t := strings.TrimSpace(l); strings.HasPrefix(t, "--- ") || strings.HasPrefix(t, "ok") {
-				_, _ = fmt.Fprintf(w.out, "%s: %s\n", mark.Job, t)
+				w.say(l)
 			}
 		}
 		w.kept = nil
-		_, _ = fmt.Fprintf(w.out, "kvmlab: %s: exit %d\n", mark.Job, mark.Code)
 	case mark.Kind == lab.MarkTick && w.verbose:
-		_, _ = fmt.Fprintf(w.out, "kvmlab: alive after %s\n", time.Since(w.began).Round(time.Second))
+		w.say(fmt.Sprintf("alive after %s\n", time.Since(w.began).Round(time.Second)))
 	case mark.Kind == lab.MarkEnd:
 		w.ended = true
+	}
+}
+
+// say shows a line, of which the job is named: others may run.
+func (w *watcher) say(line string) {
+	if strings.TrimSpace(line) != "" {
+		_, _ = fmt.Fprintf(w.out, "%s: %s\n", w.job, strings.TrimRight(line, "\r\n"))
 	}
 }
 
 // flush shows what is kept.
 func (w *watcher) flush() {
 	for _, l := range w.kept {
-		_, _ = io.WriteString(w.out, l)
+		w.say(l)
 	}
 	w.kept = nil
 }

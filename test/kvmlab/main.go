@@ -15,10 +15,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/skep-dev/skep/test/kvmlab/lab"
 )
@@ -31,6 +33,7 @@ type options struct {
 	short   bool
 	verbose bool
 	memory  int
+	atOnce  int
 	timeout time.Duration
 	quiet   time.Duration
 	tries   int
@@ -44,10 +47,11 @@ func main() {
 	flag.StringVar(&o.run, "run", "", "regular expression of tests, as go test's; empty is each job's own choice, . is all")
 	flag.BoolVar(&o.short, "short", false, "of each job's choice, the part that CI runs")
 	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
-	flag.IntVar(&o.memory, "memory", 4096, "the machine's memory, MiB")
-	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for one boot of the machine, with all its jobs")
-	flag.DurationVar(&o.quiet, "quiet", time.Minute, "how long the machine may say nothing, not even that it lives, before it counts as hung")
-	flag.IntVar(&o.tries, "tries", 3, "how often to boot the machine anew when it hangs")
+	flag.IntVar(&o.memory, "memory", 4096, "a machine's memory, MiB")
+	flag.IntVar(&o.atOnce, "parallel", min(runtime.NumCPU(), 2), "how many machines run at the same time, each with one job and one processor")
+	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for one boot of a machine, with its job")
+	flag.DurationVar(&o.quiet, "quiet", time.Minute, "how long a machine may say nothing, not even that it lives, before it counts as hung")
+	flag.IntVar(&o.tries, "tries", 5, "how often to boot a machine anew when it hangs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -72,40 +76,28 @@ func run(ctx context.Context, o options) error {
 	for _, l := range m.leftOut {
 		fmt.Println("kvmlab:", l)
 	}
-	left := jobs
-	var failed []string
-	for try := 1; len(left) > 0; try++ {
-		if err := m.pack(left); err != nil {
-			return err
-		}
-		began := time.Now()
-		results, err := m.boot(ctx, o)
-		var again []lab.Job
-		for _, j := range left {
-			code, ended := results[j.Name]
-			switch {
-			case !ended:
-				again = append(again, j)
-			case code != 0:
-				failed = append(failed, j.Name)
-			}
-		}
-		fmt.Printf("kvmlab: machine %d ran %d of %d jobs in %s\n", try, len(left)-len(again), len(left), time.Since(began).Round(time.Second/10))
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && try == o.tries:
-			return fmt.Errorf("try %d of %d: %w", try, o.tries, err)
-		case err != nil:
-			// An emulated machine that virtualizes hangs now and then.
-			fmt.Printf("kvmlab: %v; another try\n", err)
-		}
-		left = again
+	if err := m.pack(jobs); err != nil {
+		return err
 	}
-	var passed []string
-	for _, j := range jobs {
-		if !slices.Contains(failed, j.Name) {
+	failures := make([]error, len(jobs))
+	var g errgroup.Group
+	g.SetLimit(max(o.atOnce, 1))
+	for i, j := range jobs {
+		g.Go(func() error {
+			failures[i] = m.run(ctx, o, j)
+			return nil
+		})
+	}
+	_ = g.Wait() // nothing but nil
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var passed, failed []string
+	for i, j := range jobs {
+		if failures[i] == nil {
 			passed = append(passed, j.Name)
+		} else {
+			failed = append(failed, fmt.Sprintf("%s (%v)", j.Name, failures[i]))
 		}
 	}
 	fmt.Println("kvmlab: passed:", strings.Join(passed, ", "))
@@ -116,6 +108,29 @@ func run(ctx context.Context, o options) error {
 		return errors.New("failed: " + strings.Join(failed, ", "))
 	}
 	return nil
+}
+
+// run boots machines until one has run the job to its end.
+func (m *machine) run(ctx context.Context, o options, j lab.Job) error {
+	for try := 1; ; try++ {
+		began := time.Now()
+		r, err := m.boot(ctx, o, j)
+		took := fmt.Sprintf("%s (CPU time %s)", time.Since(began).Round(time.Second/10), r.cpu.Round(time.Second/10))
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil && r.code == 0:
+			fmt.Printf("kvmlab: %s: passed in %s\n", j.Name, took)
+			return nil
+		case err == nil:
+			fmt.Printf("kvmlab: %s: failed in %s\n", j.Name, took)
+			return fmt.Errorf("exit %d", r.code)
+		case try >= o.tries:
+			return fmt.Errorf("try %d of %d: %w", try, o.tries, err)
+		}
+		// An emulated machine that virtualizes hangs now and then.
+		fmt.Printf("kvmlab: %s: %v after %s; another try\n", j.Name, err, took)
+	}
 }
 
 // repository is the module's folder.

@@ -119,6 +119,7 @@ func (sn *snapshots) checkIdentity(t *testing.T, b *box, who string) {
 	before := time.Now()
 	b.get(t, "/now", &nanos)
 	after, clock := time.Now(), time.Unix(0, nanos)
+	t.Logf("%s: the clock is %v after the question, the answer %v", who, clock.Sub(before), after.Sub(before))
 	if clock.Before(before.Add(-clockError)) || clock.After(after.Add(clockError)) {
 		t.Errorf("%s: the clock is wrong by %v", who, clock.Sub(before))
 	}

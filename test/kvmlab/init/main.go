@@ -1,5 +1,5 @@
 // Command init is PID 1 of the KVM lab's machine: it loads what KVM needs, runs
-// the jobs one after the other with their output on the console, and ends the
+// one job with its output on the console, and ends the
 // machine.
 package main
 
@@ -19,7 +19,7 @@ import (
 	"github.com/skep-dev/skep/test/kvmlab/lab"
 )
 
-// runJobs is the argument of the child that runs the jobs, so that PID 1 can
+// runJobs is the argument of the child that runs the job, so that PID 1 can
 // do nothing but wait for whatever dies.
 const runJobs = "run-jobs"
 
@@ -157,6 +157,10 @@ func jobs() error {
 	if err != nil {
 		return err
 	}
+	name, err := parameter(lab.JobParam)
+	if err != nil {
+		return err
+	}
 	say := func(m lab.Mark) { fmt.Printf("\n%s\n", m.Line(nonce)) }
 	b, err := os.ReadFile(lab.JobsFile)
 	if err != nil {
@@ -179,6 +183,9 @@ func jobs() error {
 		}
 	}()
 	for _, j := range list {
+		if j.Name != name {
+			continue
+		}
 		code, err := run(j)
 		if err != nil {
 			fmt.Printf("kvmlab: job %s: %v\n", j.Name, err)

@@ -22,6 +22,9 @@ const TickSeconds = 5
 // lines on the console, so that no test's output can pass for one.
 const NonceParam = "kvmlab.nonce"
 
+// JobParam is the kernel parameter with the name of the job to run.
+const JobParam = "kvmlab.job"
+
 // Job is a program to run in the machine.
 type Job struct {
 	Name    string   `json:"name"`
@@ -41,7 +44,7 @@ type Mark struct {
 const (
 	MarkUp   = "up"   // the machine is ready to run jobs
 	MarkExit = "exit" // a job has ended
-	MarkEnd  = "end"  // all jobs have ended
+	MarkEnd  = "end"  // all is done
 	MarkTick = "tick" // the machine lives; every TickSeconds
 )
 
