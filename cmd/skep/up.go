@@ -19,6 +19,7 @@ import (
 func newUp(g *globals) *cobra.Command {
 	cfg := daemon.DefaultConfig()
 	var logFormat, logLevel, uplinks string
+	poolMemory := resource.NewQuantity(cfg.SnapshotPoolMemory, resource.BinarySI).String()
 	snapshotLimit := resource.NewQuantity(cfg.SnapshotLimit, resource.BinarySI).String()
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -39,6 +40,11 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 			if err := cfg.Uplinks.UnmarshalText([]byte(uplinks)); err != nil {
 				return coded(exitUsage, fmt.Errorf("--uplinks: %w", err))
 			}
+			memory, err := resource.ParseQuantity(poolMemory)
+			if err != nil {
+				return coded(exitUsage, fmt.Errorf("--snapshot-pool-memory: %q is not a size such as 1Gi", poolMemory))
+			}
+			cfg.SnapshotPoolMemory = memory.Value()
 			limit, err := resource.ParseQuantity(snapshotLimit)
 			if err != nil {
 				return coded(exitUsage, fmt.Errorf("--snapshot-limit: %q is not a size such as 16Gi", snapshotLimit))
@@ -75,8 +81,9 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.BoolVar(&cfg.Snapshots, "snapshots", cfg.Snapshots, "make snapshots of functions and start instances from them")
 	f.BoolVar(&cfg.UPF, "upf", cfg.UPF, "restore with the pager: record and prefetch working sets (vHive's name for --snapshot-restore-mode pager)")
 	f.StringVar(&cfg.SnapshotPolicy, "snapshot-policy", cfg.SnapshotPolicy, "when a snapshot is made: off, after-ready, after-first-response, after-n=N or at-scale-down")
-	f.StringVar(&cfg.SnapshotRestoreMode, "snapshot-restore-mode", cfg.SnapshotRestoreMode, "how memory comes back: auto, off, or a mode that the driver has: map, map+hint, eager, pager, background")
+	f.StringVar(&cfg.SnapshotRestoreMode, "snapshot-restore-mode", cfg.SnapshotRestoreMode, "how instances are restored: auto (unless booting proves faster), always, off, or a mode that the driver has: map, map+hint, eager, pager, background")
 	f.StringVar(&cfg.SnapshotPool, "snapshot-pool", cfg.SnapshotPool, "sandboxes kept prepared for each revision: a number or auto")
+	f.StringVar(&poolMemory, "snapshot-pool-memory", poolMemory, "memory that prepared sandboxes may take, all together")
 	f.StringVar(&snapshotLimit, "snapshot-limit", snapshotLimit, "size above which the least recently used snapshots are removed")
 	f.StringVar(&cfg.SnapshotStore, "snapshot-store", cfg.SnapshotStore, "where snapshots are kept: a folder, or s3://BUCKET/PREFIX?endpoint=URL (default below the data folder)")
 	f.StringSliceVar(&cfg.InsecureRegistries, "insecure-registry", nil, "HOST[:PORT] of a registry that may be spoken to in plain HTTP, may be repeated")
@@ -84,7 +91,7 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&logLevel, "log-level", "info", "least level logged: debug, info, warn or error")
 	for name, values := range map[string][]string{
 		"sandbox": daemon.Drivers, "accel": daemon.Accels,
-		"snapshot-policy": snapshots.PolicyNames(), "snapshot-restore-mode": snapshots.ModeNames(), "snapshot-pool": {"0", "1", "auto"},
+		"snapshot-policy": snapshots.PolicyNames(), "snapshot-restore-mode": snapshots.RestoreNames(), "snapshot-pool": {"0", "1", "auto"},
 		"log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))

@@ -14,6 +14,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/skep-dev/skep/internal/node"
 	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/serving"
@@ -46,8 +47,9 @@ type Config struct {
 	// of that name does.
 	Snapshots, UPF      bool
 	SnapshotPolicy      string // when one is made
-	SnapshotRestoreMode string // how memory comes back: auto, off or a mode
+	SnapshotRestoreMode string // whether and how memory comes back: auto, always, off or a mode
 	SnapshotPool        string // sandboxes kept prepared for each revision: a number or auto
+	SnapshotPoolMemory  int64  // bytes that those may take, all together
 	SnapshotLimit       int64  // bytes of the store, and of the files to restore from
 	// SnapshotStore is where snapshots are kept: a folder, or
 	// s3://BUCKET/PREFIX?endpoint=URL; "" is a folder below Data.
@@ -70,7 +72,7 @@ func DefaultConfig() Config {
 		PoolSize: 4,
 		Accel:    "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
 		Snapshots: true, SnapshotPolicy: snapshots.DefaultPolicy.String(), SnapshotRestoreMode: "auto",
-		SnapshotPool: "0", SnapshotLimit: 16 << 30,
+		SnapshotPool: "0", SnapshotPoolMemory: node.DefaultPoolMemory, SnapshotLimit: 16 << 30,
 	}
 }
 
@@ -124,6 +126,9 @@ func (c *Config) Validate() error {
 	if _, err := c.snapshotOptions(); err != nil {
 		return err
 	}
+	if c.SnapshotPoolMemory < minBytes {
+		return fmt.Errorf("--snapshot-pool-memory %d: at least %d are needed", c.SnapshotPoolMemory, minBytes)
+	}
 	if c.SnapshotLimit < minBytes {
 		return fmt.Errorf("--snapshot-limit %d: at least %d are needed", c.SnapshotLimit, minBytes)
 	}
@@ -149,7 +154,7 @@ func (c *Config) snapshotOptions() (o snapshots.Options, err error) {
 	if o.Policy, err = snapshots.ParsePolicy(c.SnapshotPolicy); err != nil {
 		return o, fmt.Errorf("--snapshot-policy: %w", err)
 	}
-	if o.Mode, o.Restore, err = snapshots.ParseMode(c.SnapshotRestoreMode); err != nil {
+	if err = o.SetRestore(c.SnapshotRestoreMode); err != nil {
 		return o, fmt.Errorf("--snapshot-restore-mode: %w", err)
 	}
 	if o.Pool, err = snapshots.ParsePool(c.SnapshotPool); err != nil {
@@ -162,7 +167,7 @@ func (c *Config) snapshotOptions() (o snapshots.Options, err error) {
 		if o.Mode != "" && o.Mode != sandbox.RestorePager {
 			return o, fmt.Errorf("--upf: it means --snapshot-restore-mode %s, not %s", sandbox.RestorePager, o.Mode)
 		}
-		o.Mode, o.Restore = sandbox.RestorePager, true
+		o.Mode, o.Restore, o.Always = sandbox.RestorePager, true, true
 	}
 	if !c.Snapshots {
 		return snapshots.Options{}, nil

@@ -184,7 +184,7 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	var networks lateNetworks
 	l.node, err = node.Open(ctx, node.Config{
 		Dir: filepath.Join(cfg.Data, "sandboxes"), ID: id, Drivers: drivers, Missing: missing, Journal: j,
-		Images: l.images, Networks: &networks, Logs: l.logs, Snapshots: l.catalog, Log: cfg.Log,
+		Images: l.images, Networks: &networks, Logs: l.logs, Snapshots: l.catalog, PoolMemory: cfg.SnapshotPoolMemory, Log: cfg.Log, Registerer: l.registry,
 	})
 	if err != nil {
 		return nil, err
@@ -203,9 +203,6 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	networks.Manager = manager
 	d.onStop("network", manager.Close)
 	d.onStop("node", l.node.Close)
-	l.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "skep_prepared_sandboxes", Help: "Sandboxes that are prepared to be restored.",
-	}, func() float64 { return float64(l.node.Prepared()) }))
 	return l, nil
 }
 

@@ -23,6 +23,9 @@ func (r *revision) care(i Instance) {
 	if t.Served(ctx, r.key, i.ID(), 1) != nil {
 		return // it goes, or went
 	}
+	if took := t.FirstResponse(r.key, i.ID()); took > 0 {
+		s.Answered(took)
+	}
 	if err := s.EndRecording(ctx); err != nil && ctx.Err() == nil {
 		r.fleet.cfg.Log.Warn("record working set", "revision", r.key.String(), "id", i.ID(), "error", err)
 	}

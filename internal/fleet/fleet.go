@@ -51,6 +51,8 @@ type Snapshotter interface {
 	// SaveNow makes a snapshot if the instance's policy wants one now. There
 	// must be no connection to the instance. It goes on, unless it is Done.
 	SaveNow(ctx context.Context, m snapshots.Moment, responses uint64) (saved bool, err error)
+	// Answered is told how long the first response took.
+	Answered(took time.Duration)
 	// EndRecording is called when the first response is out.
 	EndRecording(ctx context.Context) error
 	// Kind is how the instance was started.
@@ -69,6 +71,9 @@ type Keeper interface {
 type Traffic interface {
 	// Served waits until an instance has given that many responses.
 	Served(ctx context.Context, key gateway.RevisionKey, id string, responses uint64) error
+	// FirstResponse is how long an instance took for its first response; 0 if
+	// there was none.
+	FirstResponse(key gateway.RevisionKey, id string) time.Duration
 	// Pause waits for that and for a moment without requests, and takes the
 	// instance out of rotation until resume.
 	Pause(ctx context.Context, key gateway.RevisionKey, id string, responses uint64) (resume func(), err error)

@@ -29,8 +29,10 @@ type instance struct {
 	// Guarded by rv.mu.
 	inFlight int
 	removed  bool
-	served   uint64 // responses
-	paused   bool   // takes no requests for a while
+	served   uint64        // responses
+	taken    time.Time     // when it was given its first request
+	first    time.Duration // from then until its first response was through
+	paused   bool          // takes no requests for a while
 	awaits   []*await
 
 	idleMu  sync.Mutex

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"time"
 )
 
 // ErrNoInstance is returned for an instance that is not there, or goes.
@@ -43,6 +44,19 @@ func (g *Gateway) Responses(key RevisionKey, id string) uint64 {
 		defer rv.mu.Unlock()
 		if i := rv.find(id); i >= 0 {
 			return rv.instances[i].served
+		}
+	}
+	return 0
+}
+
+// FirstResponse is how long an instance took for its first response, from when
+// it was given the request; 0 if there was none, or the instance is not there.
+func (g *Gateway) FirstResponse(key RevisionKey, id string) time.Duration {
+	if rv := g.revision(key); rv != nil {
+		rv.mu.Lock()
+		defer rv.mu.Unlock()
+		if i := rv.find(id); i >= 0 {
+			return rv.instances[i].first
 		}
 	}
 	return 0

@@ -201,7 +201,9 @@ func (rv *revision) release(in *instance, responded bool) {
 	rv.inFlight--
 	in.inFlight--
 	if responded {
-		in.served++
+		if in.served++; in.served == 1 {
+			in.first = in.gw.cfg.Now().Sub(in.taken)
+		}
 	}
 	if in.awaits != nil {
 		rv.look(in)
@@ -254,6 +256,9 @@ func (rv *revision) room(in *instance) bool {
 }
 
 func (rv *revision) take(in *instance) {
+	if in.taken.IsZero() {
+		in.taken = in.gw.cfg.Now()
+	}
 	rv.inFlight++
 	in.inFlight++
 }

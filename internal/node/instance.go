@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/node/pace"
 	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -30,6 +31,13 @@ type Instance struct {
 	ahead   int       // the driver's phases that were over before the request came
 	readyAt time.Time
 
+	starts     *pace.Starts // of the revision
+	sample     *pace.Sample // this one, if it counts
+	began      time.Time
+	took       time.Duration  // to boot; 0 if it was restored
+	have       bool           // it was booted though there is a snapshot
+	pooled     bool           // it was prepared for the pool
+	memory     int64          // bytes that it takes there
 	want       snapshots.Want // valid if wanted
 	wanted     bool
 	use        *snapshots.Use // what it was restored from, nil if it booted

@@ -12,6 +12,7 @@ import (
 	"github.com/skep-dev/skep/internal/image"
 	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/node/pace"
 	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -69,7 +70,7 @@ func (n *Node) Launch(ctx context.Context, l Launch) (*Instance, error) {
 			inst.clean(context.WithoutCancel(ctx))
 			return nil, err
 		}
-		if !errors.Is(err, errNoSnapshot) {
+		if !errors.Is(err, errNoSnapshot) && !errors.Is(err, errBootFaster) {
 			n.cfg.Log.Warn("restore instance, booting instead", "namespace", l.Namespace, "revision", l.Revision, "error", err)
 			inst = n.newInstance(l, driver, options)
 			inst.phases = []sandbox.Phase{{Name: "restore-failed", Took: time.Since(began)}}
@@ -110,6 +111,19 @@ func (n *Node) options(l *Launch) (sandbox.Driver, snapshots.Options, error) {
 	return driver, o, nil
 }
 
+// startsOf are the measured starts of a revision.
+func (n *Node) startsOf(namespace, revision string) *pace.Starts {
+	key := slotKey{namespace, revision}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := n.starts[key]
+	if s == nil {
+		s = &pace.Starts{}
+		n.starts[key] = s
+	}
+	return s
+}
+
 // add makes an instance that is ready one of the node's.
 func (n *Node) add(i *Instance) {
 	n.mu.Lock()
@@ -119,9 +133,11 @@ func (n *Node) add(i *Instance) {
 }
 
 func (n *Node) newInstance(l Launch, driver sandbox.Driver, o snapshots.Options) *Instance {
+	now := time.Now()
 	return &Instance{
 		node: n, launch: l, driver: driver, options: o, kind: Booted, id: sandbox.NewID(),
-		done: make(chan struct{}), hurry: make(chan struct{}), clock: time.Now(),
+		done: make(chan struct{}), hurry: make(chan struct{}), clock: now, began: now,
+		starts: n.startsOf(l.Namespace, l.Revision),
 	}
 }
 
@@ -137,6 +153,11 @@ func (n *Node) boot(ctx context.Context, i *Instance) (*Instance, error) {
 	if err := i.start(ctx); err != nil {
 		i.clean(context.WithoutCancel(ctx))
 		return nil, err
+	}
+	i.took = time.Since(i.began)
+	i.sample = i.starts.Note(pace.Boot, i.took)
+	if i.have { // it was chosen to be booted
+		return i, nil
 	}
 	if err := i.saveReady(ctx); err == nil || !i.ended() {
 		return i, nil

@@ -17,11 +17,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/image"
 	"github.com/skep-dev/skep/internal/network"
 	"github.com/skep-dev/skep/internal/node/journal"
 	"github.com/skep-dev/skep/internal/node/logs"
+	"github.com/skep-dev/skep/internal/node/pace"
 	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -51,7 +54,11 @@ type Config struct {
 	Logs     *logs.Store
 	// Snapshots are those of the node's revisions; nil: none are made or used.
 	Snapshots *snapshots.Catalog
-	Log       *slog.Logger
+	// PoolMemory bounds the memory of sandboxes that are kept prepared, in
+	// bytes; 0 means DefaultPoolMemory.
+	PoolMemory int64
+	Log        *slog.Logger
+	Registerer prometheus.Registerer // nil: metrics are kept but not registered
 }
 
 // Node runs instances. It is safe for concurrent use.
@@ -64,11 +71,13 @@ type Node struct {
 
 	mu        sync.Mutex
 	instances map[string]*Instance
+	starts    map[slotKey]*pace.Starts
 	closed    bool
 	launches  sync.WaitGroup // under way, their clean-up included
 
-	pool pool
-	work sync.WaitGroup // in the background, until ctx ends
+	metrics *metrics
+	pool    pool
+	work    sync.WaitGroup // in the background, until ctx ends
 }
 
 // ErrClosed is returned by Launch after Close.
@@ -87,8 +96,11 @@ type record struct {
 
 // Open makes a node and removes what an earlier process of it left behind.
 func Open(ctx context.Context, cfg Config) (*Node, error) {
-	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}}
+	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}, starts: map[slotKey]*pace.Starts{}}
 	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if cfg.PoolMemory <= 0 {
+		n.cfg.PoolMemory = DefaultPoolMemory
+	}
 	for _, d := range cfg.Drivers {
 		n.drivers[d.Name()] = d
 	}
@@ -103,6 +115,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 		n.work.Go(func() { n.reapAgain(left) })
 	}
 	n.pool.init(n)
+	n.metrics = newMetrics(n, cfg.Registerer)
 	n.work.Go(n.pool.run)
 	return n, nil
 }

@@ -10,6 +10,9 @@ import (
 )
 
 const (
+	// DefaultPoolMemory is how much memory prepared sandboxes may take, in bytes.
+	DefaultPoolMemory = 1 << 30
+
 	maxPrepared   = 64               // on the node
 	poolTick      = 10 * time.Second // how often pools are looked at that may shrink or grow old
 	maxPoolStarts = 64               // remembered for a pool's policy
@@ -36,6 +39,7 @@ type slot struct {
 	ready  []*Instance // oldest first
 	starts []time.Time
 	until  time.Time // not filled before
+	size   int64     // bytes of memory that one took; 0: not known
 }
 
 func (p *pool) init(n *Node) {
@@ -50,7 +54,7 @@ func (n *Node) Keep(l Launch) {
 	p.mu.Lock()
 	if l.Snapshot.Pool == nil || l.Snapshot.Pool.String() == "0" || !l.Snapshot.Restore {
 		p.mu.Unlock()
-		n.Unkeep(l.Namespace, l.Revision)
+		p.drop(key)
 		return
 	}
 	s := p.slots[key]
@@ -60,7 +64,7 @@ func (n *Node) Keep(l Launch) {
 	}
 	var old []*Instance
 	if !reflect.DeepEqual(s.launch, l) {
-		s.launch, s.until = l, time.Time{}
+		s.launch, s.until, s.size = l, time.Time{}, 0
 		old, s.ready = s.ready, nil
 	}
 	p.mu.Unlock()
@@ -70,8 +74,14 @@ func (n *Node) Keep(l Launch) {
 
 // Unkeep ends what Keep began.
 func (n *Node) Unkeep(namespace, revision string) {
-	p := &n.pool
 	key := slotKey{namespace, revision}
+	n.mu.Lock()
+	delete(n.starts, key)
+	n.mu.Unlock()
+	n.pool.drop(key)
+}
+
+func (p *pool) drop(key slotKey) {
 	p.mu.Lock()
 	s := p.slots[key]
 	delete(p.slots, key)
@@ -81,19 +91,21 @@ func (n *Node) Unkeep(namespace, revision string) {
 	}
 }
 
-// Prepared is how many sandboxes wait to be started.
-func (n *Node) Prepared() int {
-	n.pool.mu.Lock()
-	defer n.pool.mu.Unlock()
-	return n.pool.count()
+// held is how many sandboxes wait to be started, and the bytes they take.
+func (p *pool) held() (sandboxes int, memory int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sum()
 }
 
-func (p *pool) count() int {
-	sum := 0
+func (p *pool) sum() (sandboxes int, memory int64) {
 	for _, s := range p.slots {
-		sum += len(s.ready)
+		sandboxes += len(s.ready)
+		for _, i := range s.ready {
+			memory += i.memory
+		}
 	}
-	return sum
+	return sandboxes, memory
 }
 
 func (p *pool) poke() {
@@ -132,6 +144,9 @@ func (p *pool) take(l Launch) *Instance {
 	if got != nil {
 		got.clock, got.phases, got.ahead = time.Now(), nil, len(got.sandbox.Phases())
 		got.phase("pool")
+		p.n.metrics.pool.WithLabelValues(poolTaken).Inc()
+	} else {
+		p.n.metrics.pool.WithLabelValues(poolEmpty).Inc()
 	}
 	return got
 }
@@ -172,22 +187,16 @@ func (p *pool) step(now time.Time) bool {
 	p.mu.Lock()
 	var old []*Instance
 	var fill *slot
+	for key := range p.slots {
+		p.trim(p.slots[key], now, &old)
+	}
+	count, memory := p.sum()
 	for _, s := range p.slots {
 		want := s.launch.Snapshot.Pool.Size(now, s.starts)
-		for n := 0; n < len(s.ready); {
-			if len(s.ready) > want || !s.ready[n].use.Current() {
-				old = append(old, s.ready[n])
-				s.ready = slices.Delete(s.ready, n, n+1)
-				continue
-			}
-			n++
-		}
-		if len(s.ready) < want && !now.Before(s.until) && (fill == nil || len(s.ready) < len(fill.ready)) {
+		room := count < maxPrepared && memory+s.size <= p.n.cfg.PoolMemory
+		if len(s.ready) < want && room && !now.Before(s.until) && (fill == nil || len(s.ready) < len(fill.ready)) {
 			fill = s
 		}
-	}
-	if fill != nil && p.count() >= maxPrepared {
-		fill = nil
 	}
 	var l Launch
 	if fill != nil {
@@ -208,8 +217,13 @@ func (p *pool) step(now time.Time) bool {
 			fill.until = time.Time{} // a poke tells of one
 		}
 	case s == fill && reflect.DeepEqual(s.launch, l):
-		s.ready = append(s.ready, i)
-		i = nil
+		s.size = i.memory
+		if memory+s.size <= p.n.cfg.PoolMemory {
+			s.ready = append(s.ready, i)
+			i = nil
+		} else {
+			p.n.cfg.Log.Info("a prepared sandbox does not fit into the pool", "revision", l.Revision, "bytes", s.size, "limit", p.n.cfg.PoolMemory)
+		}
 	}
 	p.mu.Unlock()
 	if err != nil {
@@ -222,6 +236,23 @@ func (p *pool) step(now time.Time) bool {
 		p.discard([]*Instance{i})
 	}
 	return true
+}
+
+// trim takes what a slot has too many of, or what is out of date. The caller
+// holds mu.
+func (p *pool) trim(s *slot, now time.Time, old *[]*Instance) {
+	want := s.launch.Snapshot.Pool.Size(now, s.starts)
+	for n := 0; n < len(s.ready); {
+		if len(s.ready) <= want && s.ready[n].use.Current() {
+			n++
+			continue
+		}
+		if len(s.ready) <= want {
+			s.size = 0 // of another snapshot
+		}
+		*old = append(*old, s.ready[n])
+		s.ready = slices.Delete(s.ready, n, n+1)
+	}
 }
 
 // prepareOne makes a prepared instance. On error nothing is left.
@@ -238,12 +269,16 @@ func (n *Node) prepareOne(l Launch) (*Instance, error) {
 		return nil, errors.Join(err, errNoSnapshot)
 	}
 	i := n.newInstance(l, driver, o)
+	i.pooled = true
 	if err := i.prepare(ctx); err != nil {
 		if i.use != nil && ctx.Err() == nil {
 			i.use.Failed(err)
 		}
 		i.clean(context.WithoutCancel(ctx))
 		return nil, err
+	}
+	if s, err := i.sandbox.Stats(ctx); err == nil {
+		i.memory = s.MemoryBytes
 	}
 	return i, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/skep-dev/skep/internal/node/pace"
 	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -13,8 +14,11 @@ import (
 // errNoSnapshot means that there is nothing to restore from.
 var errNoSnapshot = errors.New("there is no snapshot")
 
+// errBootFaster means that there is, but that booting takes less time.
+var errBootFaster = errors.New("booting is faster than restoring")
+
 // restore starts an instance from a snapshot, a prepared one if there is. On
-// errNoSnapshot the instance has what it needs to boot, on any other error
+// errNoSnapshot and errBootFaster the instance has what it needs to boot, on any other error
 // nothing is left.
 func (n *Node) restore(ctx context.Context, i *Instance) (*Instance, error) {
 	defer n.pool.poke()
@@ -28,16 +32,21 @@ func (n *Node) restore(ctx context.Context, i *Instance) (*Instance, error) {
 			return i, err
 		}
 		// It may have grown old; the snapshot itself gets another chance.
+		n.metrics.pool.WithLabelValues(poolFailed).Inc()
 		n.cfg.Log.Warn("start a prepared sandbox", "id", p.id, "revision", p.launch.Revision, "error", err)
 		i.phases = []sandbox.Phase{{Name: "restore-failed", Took: time.Since(i.clock)}}
 		i.clock = time.Now()
+		i.began = i.clock
 	}
 	err := i.prepare(ctx)
-	if errors.Is(err, errNoSnapshot) {
+	if errors.Is(err, errNoSnapshot) || errors.Is(err, errBootFaster) {
 		return i, err
 	}
 	if err == nil {
 		err = i.resume(ctx)
+	}
+	if err == nil && !i.use.Record { // recording takes time of its own
+		i.sample = i.starts.Note(pace.Restore, time.Since(i.began))
 	}
 	if err != nil {
 		if i.use != nil && ctx.Err() == nil {
@@ -65,11 +74,19 @@ func (i *Instance) prepare(ctx context.Context) error {
 	if use == nil {
 		return errNoSnapshot
 	}
+	if i.mayBoot() && !use.Record && i.starts.Choose(time.Now(), use.Boot) == pace.Boot {
+		use.Release()
+		i.have = true
+		return errBootFaster
+	}
 	i.use = use
 	i.onClean(func(context.Context) error { use.Release(); return nil })
 	i.phase("snapshot")
-	if use.Record {
+	switch {
+	case use.Record:
 		mode = "" // the driver knows in which it can
+	case mode == "" && i.pooled:
+		mode = i.driver.Capabilities().PreparedMode
 	}
 	if err := i.journal(ctx); err != nil {
 		return err
@@ -82,6 +99,9 @@ func (i *Instance) prepare(ctx context.Context) error {
 	i.phase("prepare")
 	return nil
 }
+
+// mayBoot tells whether it is to be booted where that is faster.
+func (i *Instance) mayBoot() bool { return !i.pooled && !i.options.Always }
 
 // resume has a prepared sandbox go on, up to ready.
 func (i *Instance) resume(ctx context.Context) error {

@@ -37,13 +37,13 @@ func (i *Instance) saveReady(ctx context.Context) error {
 }
 
 func (i *Instance) policySays(s snapshots.Situation) bool {
-	return i.options.Policy != nil && i.kind == Booted && i.options.Policy.Save(s)
+	return i.options.Policy != nil && i.kind == Booted && !i.have && i.options.Policy.Save(s)
 }
 
 // NextSave is after how many responses in all a snapshot is to be made, when
 // the instance has no request, given how many there were; 0 means not at all.
 func (i *Instance) NextSave(responses uint64) uint64 {
-	if i.options.Policy == nil || i.kind != Booted {
+	if i.options.Policy == nil || i.kind != Booted || i.have {
 		return 0
 	}
 	return i.options.Policy.Next(responses)
@@ -72,6 +72,9 @@ func (i *Instance) Save(ctx context.Context, force bool) error {
 	defer i.saveMu.Unlock()
 	if err := i.describe(ctx); err != nil {
 		return err
+	}
+	if i.want.Boot = i.took; i.use != nil {
+		i.want.Boot = i.use.Boot
 	}
 	err := i.node.cfg.Snapshots.Create(ctx, i.want, force, func(ctx context.Context, dir string) error {
 		return i.save(ctx, saver, dir)
@@ -135,6 +138,14 @@ func (i *Instance) Recording() bool { return i.use != nil && i.use.Record }
 // Drifter is implemented by restored sandboxes that know how well the working
 // set they were prepared with fits.
 type Drifter interface{ Drift() pager.Drift }
+
+// Answered is told how long the first response took: what a start has left
+// undone shows there.
+func (i *Instance) Answered(took time.Duration) {
+	if i.sample != nil {
+		i.starts.Answered(i.sample, took)
+	}
+}
 
 // EndRecording is called when the first response is out. It adds the working
 // set to the snapshot, or finds out that the one that is there is outdated.

@@ -64,6 +64,9 @@ type Capabilities struct {
 	// RestoreModes are those that Restore.Mode may ask for, the driver's own
 	// choice first.
 	RestoreModes []RestoreMode
+	// PreparedMode is the one of RestoreModes for a sandbox that is prepared
+	// long before it is started; "" if that is the driver's own choice, too.
+	PreparedMode RestoreMode
 	// LayeredSnapshot: a snapshot can hold only what changed since another.
 	LayeredSnapshot bool
 	// OnDemandMemory: the pages that a restored sandbox touches can be recorded.

@@ -18,8 +18,8 @@ const (
 	// SnapshotPolicyAnnotation says when a snapshot is made: off, after-ready,
 	// after-first-response, after-n=N or at-scale-down.
 	SnapshotPolicyAnnotation = "skep.dev/snapshot-policy"
-	// SnapshotRestoreAnnotation says how instances are restored: auto, off or
-	// a restore mode of the driver.
+	// SnapshotRestoreAnnotation says whether and how instances are restored:
+	// auto, always, off or a restore mode of the driver.
 	SnapshotRestoreAnnotation = "skep.dev/snapshot-restore"
 	// SnapshotPoolAnnotation says how many sandboxes are kept prepared: a
 	// number or auto.
@@ -53,8 +53,8 @@ func snapshotOptions(annotations map[string]string, o snapshots.Options) (_ snap
 			o.Must = true
 			return err
 		}},
-		{SnapshotRestoreAnnotation, func(s string) (err error) {
-			o.Mode, o.Restore, err = snapshots.ParseMode(s)
+		{SnapshotRestoreAnnotation, func(s string) error {
+			err := o.SetRestore(s)
 			o.Must = o.Must || o.Mode != ""
 			return err
 		}},

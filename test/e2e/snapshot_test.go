@@ -98,7 +98,7 @@ func damage(t *testing.T, dir string) {
 // again when the snapshots are damaged.
 func TestSnapshots(t *testing.T) {
 	t.Parallel()
-	s := up(t, "--idle-after", "1s", "--snapshot-pool", "0").importProbe()
+	s := up(t, "--idle-after", "1s", "--snapshot-pool", "0", "--snapshot-restore-mode", "always").importProbe()
 	for _, driver := range restorers {
 		t.Run(driver, func(t *testing.T) {
 			s := &skep{s.Skep, t}
@@ -110,7 +110,7 @@ func TestSnapshots(t *testing.T) {
 			t.Run("after-n", func(t *testing.T) { (&skep{s.Skep, t}).afterN(driver) })
 			t.Run("at-scale-down", func(t *testing.T) { (&skep{s.Skep, t}).atScaleDown(driver) })
 			t.Run("hooks", func(t *testing.T) { (&skep{s.Skep, t}).hooks(driver) })
-			t.Run("pool", func(t *testing.T) { (&skep{s.Skep, t}).pooled(driver) })
+			t.Run("signals", func(t *testing.T) { (&skep{s.Skep, t}).signalled(driver) })
 			t.Run("off", func(t *testing.T) {
 				s := &skep{s.Skep, t}
 				name := s.annotated("off", driver, map[string]string{"skep.dev/snapshot-policy": "off"})
@@ -212,28 +212,34 @@ func (s *skep) hooks(driver string) {
 	}
 }
 
-func (s *skep) pooled(driver string) {
+// signalled: a function without an HTTP path of its own for it is told by
+// signals. They are sent and not waited for, so it may be asked too soon.
+func (s *skep) signalled(driver string) {
 	t := s.t
-	name := s.annotated("pool", driver, map[string]string{"skep.dev/snapshot-pool": "1"})
-	s.atZero(name)
-	eventually(t, "a prepared sandbox", func() string {
-		r := s.metrics()
-		if !strings.Contains(r, "skep_prepared_sandboxes 1") {
-			return "none"
-		}
-		return ""
+	name := s.annotated("signals", driver, map[string]string{
+		"skep.dev/snapshot-before-signal": "SIGUSR1", "skep.dev/snapshot-after-signal": "USR2", retention: "6s",
 	})
-	r := s.get(name, "/state")
-	if r.Header.Get("X-Skep-Start") != "restored" || !strings.Contains(r.Header.Get("Server-Timing"), "start-pool") {
-		t.Errorf("not from the pool: %v", r.Header)
+	want := []string{"user defined signal 1", "user defined signal 2"}
+	told := func(kind string) {
+		t.Helper()
+		var began string
+		eventually(t, "the signals to be there", func() string {
+			got, start := s.inside(name)
+			if began == "" {
+				began = start
+			}
+			if !slices.Equal(got.Hooks, want) {
+				return fmt.Sprint(got.Hooks)
+			}
+			return ""
+		})
+		if began != kind {
+			t.Errorf("the first request: %s, want %s", began, kind)
+		}
 	}
-	s.ok("delete", name)
-	eventually(t, "the pool to be empty", func() string {
-		if !strings.Contains(s.metrics(), "skep_prepared_sandboxes 0") {
-			return "it is not"
-		}
-		return ""
-	})
+	told("warm")
+	s.atZero(name)
+	told("restored")
 }
 
 func (s *skep) metrics() string {

@@ -2,14 +2,9 @@ package snapshots
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -37,15 +32,6 @@ type record struct {
 	WorkingSet string           `json:"workingSet,omitempty"`
 	Bytes      int64            `json:"bytes"` // on the disk
 	At         time.Time        `json:"at"`    // last used, at least to the minute
-}
-
-// print tells a file from one that was changed: nobody can write to a file
-// and keep its change time.
-type print struct {
-	Size  int64  `json:"size"`
-	Inode uint64 `json:"inode"`
-	MTime int64  `json:"mtime"` // ns
-	CTime int64  `json:"ctime"` // ns
 }
 
 // local is a snapshot on this machine as files. Its fields are guarded by the
@@ -184,135 +170,4 @@ func (c *Catalog) shrink() {
 		c.cfg.Log.Debug("removing a snapshot's files for others", "snapshot", oldest.rec.Snapshot, "bytes", oldest.rec.Bytes)
 		c.drop(oldest)
 	}
-}
-
-// examine notes what files a copy consists of.
-func (c *Catalog) examine(l *local) error {
-	l.rec.Files, l.rec.Bytes = map[string]print{}, 0
-	root := c.dir(l)
-	entries, err := os.ReadDir(filepath.Join(root, imageDir))
-	if err != nil {
-		return err
-	}
-	names := make([]string, 0, len(entries)+1)
-	for _, e := range entries {
-		if !e.Type().IsRegular() || !plainName(e.Name()) {
-			return fmt.Errorf("the driver wrote %q, which is no plain file", e.Name())
-		}
-		names = append(names, filepath.Join(imageDir, e.Name()))
-	}
-	if len(names) == 0 || len(names) > maxFiles {
-		return fmt.Errorf("the driver wrote %d files", len(names))
-	}
-	if l.rec.WorkingSet != "" {
-		names = append(names, l.rec.WorkingSet)
-	}
-	for _, name := range names {
-		p, bytes, err := printOf(filepath.Join(root, name))
-		if err != nil {
-			return err
-		}
-		l.rec.Files[name] = p
-		l.rec.Bytes += bytes
-	}
-	return nil
-}
-
-const maxFiles = 32
-
-// plainName tells whether a name from outside is that of a file in a folder.
-func plainName(name string) bool {
-	return name != "" && len(name) <= 100 && name[0] != '.' && !strings.ContainsAny(name, "/\x00") && name != roleWorkingSet
-}
-
-func printOf(path string) (p print, bytes int64, err error) {
-	info, err := os.Lstat(path)
-	if err != nil {
-		return p, 0, err
-	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.Mode().IsRegular() {
-		return p, 0, fmt.Errorf("%s is no regular file", path)
-	}
-	return print{Size: st.Size, Inode: st.Ino, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano()}, st.Blocks * 512, nil
-}
-
-// intact says whether the files are those that were written.
-func (c *Catalog) intact(l *local) error {
-	for name, want := range l.rec.Files {
-		have, _, err := printOf(filepath.Join(c.dir(l), name))
-		if err != nil {
-			return fmt.Errorf("a file of the snapshot: %w", err)
-		}
-		if have.Size != want.Size {
-			return fmt.Errorf("a file of the snapshot, %s, has %d bytes instead of %d", name, have.Size, want.Size)
-		}
-		if have != want {
-			return fmt.Errorf("a file of the snapshot, %s, was changed", name)
-		}
-	}
-	return nil
-}
-
-// recover takes over the copies of an earlier process, and removes those that
-// it did not finish.
-func (c *Catalog) recover(ctx context.Context) error {
-	records, err := c.cfg.Journal.List(ctx, kindCopy)
-	if err != nil {
-		return err
-	}
-	known := map[string]bool{}
-	for _, r := range records {
-		known[r.ID] = true
-		l := &local{name: r.ID}
-		if !plainName(l.name) {
-			continue // never ours
-		}
-		if err := json.Unmarshal(r.Data, &l.rec); err != nil {
-			c.cfg.Log.Warn("record of a snapshot's files", "id", r.ID, "error", err)
-		}
-		if l.rec.Whole && (l.rec.Synced || l.rec.Boot == c.boot) {
-			err := c.intact(l)
-			if err == nil {
-				c.adopt(l)
-				continue
-			}
-			c.metrics.restores.WithLabelValues("damaged").Inc()
-			c.tell(l.rec.Manifest.Labels, ReasonDamaged, err)
-		}
-		c.remove(l)
-	}
-	entries, err := os.ReadDir(c.cfg.Dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if !known[e.Name()] {
-			if err := os.RemoveAll(filepath.Join(c.cfg.Dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				c.cfg.Log.Warn("remove what is no snapshot's", "error", err)
-			}
-		}
-	}
-	return nil
-}
-
-// adopt makes a copy from before the start that of its key, the newest if
-// there are several.
-func (c *Catalog) adopt(l *local) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	_, hasSet := l.rec.Manifest.Layer(roleWorkingSet)
-	l.unstored = l.rec.Snapshot.IsZero() || l.rec.WorkingSet != "" && !hasSet
-	c.copies[l.name] = l
-	e := c.key(l.rec.Manifest.Labels[LabelKey])
-	if e.copy == nil {
-		e.copy = l
-		return
-	}
-	old := e.copy
-	if old.rec.Manifest.Created.After(l.rec.Manifest.Created) {
-		old, l = l, old
-	}
-	e.copy = l
-	c.drop(old)
 }

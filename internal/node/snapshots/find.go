@@ -20,6 +20,9 @@ type Use struct {
 
 	// Image is for sandbox.Restore.
 	Image sandbox.Image
+	// Boot is how long the instance took to boot that the snapshot is of; 0 if
+	// that is not known.
+	Boot time.Duration
 	// Record: this instance was chosen to record the working set.
 	Record bool
 }
@@ -88,7 +91,7 @@ func (c *Catalog) here(w Want, record bool) *Use {
 		l.rec.At = now
 		c.noteUse(l)
 	}
-	u := &Use{c: c, l: l, key: w.Key, Image: c.image(l)}
+	u := &Use{c: c, l: l, key: w.Key, Image: c.image(l), Boot: bootOf(l.rec.Manifest.Labels)}
 	if record && l.rec.WorkingSet == "" && !l.recording && e.unrecorded < giveUp {
 		u.Record, l.recording = true, true
 	}

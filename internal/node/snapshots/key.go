@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/snapshot"
@@ -17,6 +18,7 @@ const (
 	LabelService   = "skep.dev/service"
 	LabelRevision  = "skep.dev/revision"
 	LabelPolicy    = "skep.dev/policy" // that had it made
+	LabelBoot      = "skep.dev/boot"   // how long the instance took to boot
 )
 
 // Want describes the instance that is to be started or saved.
@@ -29,6 +31,8 @@ type Want struct {
 	// snapshot is foreign, which is said.
 	Requirements snapshot.Requirements
 	Policy       string
+	// Boot is how long an instance took to boot; 0 if it is not known.
+	Boot time.Duration
 }
 
 // NewWant makes a Want of what an instance is started with.
@@ -72,11 +76,24 @@ func NewWant(namespace, service, revision, rootImage string, driver string, spec
 }
 
 func (w Want) manifest() snapshot.Manifest {
-	return snapshot.Manifest{
+	m := snapshot.Manifest{
 		Requirements: w.Requirements,
 		Labels: map[string]string{
 			LabelKey: w.Key, LabelNamespace: w.Namespace, LabelService: w.Service,
 			LabelRevision: w.Revision, LabelPolicy: w.Policy,
 		},
 	}
+	if w.Boot > 0 {
+		m.Labels[LabelBoot] = w.Boot.Round(time.Microsecond).String()
+	}
+	return m
+}
+
+// bootOf is what a manifest tells of the time to boot; 0 if nothing, or nonsense.
+func bootOf(labels map[string]string) time.Duration {
+	d, err := time.ParseDuration(labels[LabelBoot])
+	if err != nil || d < 0 {
+		return 0
+	}
+	return d
 }

@@ -28,6 +28,8 @@ type Options struct {
 	Restore bool
 	// Mode is how memory comes back; "" leaves it to the driver.
 	Mode sandbox.RestoreMode
+	// Always: they are also where booting has proved to be faster.
+	Always bool
 	// Must: it is an error if the driver does not have the Mode, or cannot make
 	// the snapshots that Policy asks for. Otherwise it does what it can.
 	Must bool
@@ -56,22 +58,28 @@ var Modes = []sandbox.RestoreMode{
 	sandbox.RestoreMap, sandbox.RestoreHint, sandbox.RestoreEager, sandbox.RestorePager, sandbox.RestoreBackground,
 }
 
-// ParseMode reads "auto", "off" or a restore mode.
-func ParseMode(s string) (mode sandbox.RestoreMode, restore bool, err error) {
+// SetRestore sets Restore, Always and Mode: "auto" restores unless booting has
+// proved to be faster, "always" restores, both as the driver likes it; "off"
+// boots; a restore mode restores, that way.
+func (o *Options) SetRestore(s string) error {
 	switch {
 	case s == "auto":
-		return "", true, nil
+		o.Restore, o.Always, o.Mode = true, false, ""
+	case s == "always":
+		o.Restore, o.Always, o.Mode = true, true, ""
 	case s == "off":
-		return "", false, nil
+		o.Restore, o.Always, o.Mode = false, false, ""
 	case slices.Contains(Modes, sandbox.RestoreMode(s)):
-		return sandbox.RestoreMode(s), true, nil
+		o.Restore, o.Always, o.Mode = true, true, sandbox.RestoreMode(s)
+	default:
+		return fmt.Errorf("%q is not one of %s", s, strings.Join(RestoreNames(), ", "))
 	}
-	return "", false, fmt.Errorf("%q is not one of %s", s, strings.Join(ModeNames(), ", "))
+	return nil
 }
 
-// ModeNames lists what ParseMode reads.
-func ModeNames() []string {
-	names := []string{"auto", "off"}
+// RestoreNames lists what SetRestore reads.
+func RestoreNames() []string {
+	names := []string{"auto", "always", "off"}
 	for _, m := range Modes {
 		names = append(names, string(m))
 	}

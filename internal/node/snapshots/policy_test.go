@@ -144,7 +144,7 @@ func FuzzAnnotations(f *testing.F) {
 		if path, err := ParsePath(s); err == nil && strings.ContainsAny(path, " \r\n") {
 			t.Errorf("path %q", s)
 		}
-		_, _, _ = ParseMode(s)
+		_ = new(Options).SetRestore(s)
 		_, _ = ParseSignal(s)
 	})
 }

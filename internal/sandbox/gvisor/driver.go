@@ -55,7 +55,7 @@ func (*Driver) Name() string { return Name }
 func (*Driver) Capabilities() sandbox.Capabilities {
 	return sandbox.Capabilities{
 		Link: sandbox.LinkVeth, OwnKernel: true,
-		Snapshot: true, RestoreModes: slices.Clone(restoreModes),
+		Snapshot: true, RestoreModes: slices.Clone(restoreModes), PreparedMode: sandbox.RestoreEager,
 	}
 }
 

@@ -91,6 +91,9 @@ func checkSnapshotCapabilities(t *testing.T, d sandbox.Driver) {
 	known := []sandbox.RestoreMode{
 		sandbox.RestoreMap, sandbox.RestoreHint, sandbox.RestoreEager, sandbox.RestorePager, sandbox.RestoreBackground,
 	}
+	if c.PreparedMode != "" && !slices.Contains(c.RestoreModes, c.PreparedMode) {
+		t.Errorf("PreparedMode %q is none of the restore modes %q", c.PreparedMode, c.RestoreModes)
+	}
 	for i, m := range c.RestoreModes {
 		if !slices.Contains(known, m) || slices.Contains(c.RestoreModes[:i], m) {
 			t.Errorf("restore modes %q: %q is unknown, or there twice", c.RestoreModes, m)

@@ -13,9 +13,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
@@ -46,8 +48,22 @@ func hook(w http.ResponseWriter, r *http.Request) {
 	hooks.Lock()
 	defer hooks.Unlock()
 	hooks.called = append(hooks.called, r.Method+" "+r.URL.Path)
-	if r.URL.Path == "/hook/bad" {
+	switch r.URL.Path {
+	case "/hook/bad":
 		w.WriteHeader(http.StatusInternalServerError)
+	case "/hook/slow":
+		time.Sleep(2 * time.Second)
+	}
+}
+
+// signals are hooks, too.
+func signals() {
+	got := make(chan os.Signal, 8)
+	signal.Notify(got, syscall.SIGUSR1, syscall.SIGUSR2)
+	for s := range got {
+		hooks.Lock()
+		hooks.called = append(hooks.called, s.String())
+		hooks.Unlock()
 	}
 }
 
@@ -69,6 +85,7 @@ func main() {
 	case "hog": // needs more memory than it gets
 		hog()
 	}
+	go signals()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "probe %s\n", os.Getenv("VERSION")) })
 	mux.HandleFunc("/sleep", sleep)

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skep-dev/skep/internal/admin"
+)
+
+func newSnapshotPush(g *globals) *cobra.Command {
+	return newSnapshotCopy(g, "push ID STORE", "Copy a snapshot to another store", "Pushing", (*admin.Client).PushSnapshot)
+}
+
+func newSnapshotPull(g *globals) *cobra.Command {
+	return newSnapshotCopy(g, "pull ID STORE", "Copy a snapshot from another store", "Pulling", (*admin.Client).PullSnapshot)
+}
+
+func newSnapshotCopy(g *globals, use, about, doing string, do func(*admin.Client, context.Context, string, string) (admin.SnapshotCopy, error)) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: about,
+		Long: about + `. STORE is a folder, or s3://BUCKET/PREFIX?endpoint=URL[&region=REGION],
+for which 'skep up' takes credentials from its environment
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the shared credentials file.
+Only what is missing there is copied, and all of it is verified.`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: completeSnapshots(g, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := newClient(g)
+			if err != nil {
+				return err
+			}
+			store := args[1]
+			if !strings.Contains(store, "://") {
+				if store, err = filepath.Abs(store); err != nil {
+					return err
+				}
+			}
+			p := newProgress()
+			defer p.done()
+			p.step(doing + " " + shortID(args[0]))
+			r, err := do(c.node, cmd.Context(), args[0], store)
+			p.done()
+			if err != nil {
+				return explainNode(err)
+			}
+			return g.print(cmd.OutOrStdout(), r, func() *table {
+				t := &table{head: []string{"ID", "SNAPSHOTS", "OBJECTS", "COPIED", "THERE ALREADY"}}
+				t.add(shortID(r.ID), fmt.Sprint(r.Snapshots), fmt.Sprint(r.Objects), size(r.Bytes), fmt.Sprint(r.Present))
+				return t
+			})
+		},
+	}
+	outputFlag(cmd, g)
+	return cmd
+}
