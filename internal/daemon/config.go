@@ -49,6 +49,8 @@ type Config struct {
 	SnapshotPolicy      string // when one is made
 	SnapshotRestoreMode string // whether and how memory comes back: auto, always, off or a mode
 	SnapshotPool        string // sandboxes kept prepared for each revision: a number or auto
+	SnapshotDiffs       int    // differences that may lie on a whole snapshot
+	SnapshotWorkingSet  string // how recordings of working sets become one
 	SnapshotPoolMemory  int64  // bytes that those may take, all together
 	SnapshotLimit       int64  // bytes of the store, and of the files to restore from
 	// SnapshotStore is where snapshots are kept: a folder, or
@@ -72,7 +74,7 @@ func DefaultConfig() Config {
 		PoolSize: 4,
 		Accel:    "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
 		Snapshots: true, SnapshotPolicy: snapshots.DefaultPolicy.String(), SnapshotRestoreMode: "auto",
-		SnapshotPool: "0", SnapshotPoolMemory: node.DefaultPoolMemory, SnapshotLimit: 16 << 30,
+		SnapshotPool: "0", SnapshotDiffs: 2, SnapshotWorkingSet: string(snapshots.LastSet), SnapshotPoolMemory: node.DefaultPoolMemory, SnapshotLimit: 16 << 30,
 	}
 }
 
@@ -126,6 +128,9 @@ func (c *Config) Validate() error {
 	if _, err := c.snapshotOptions(); err != nil {
 		return err
 	}
+	if c.SnapshotDiffs < 0 || c.SnapshotDiffs > maxDiffs {
+		return fmt.Errorf("--snapshot-diffs %d: it is a number from 0 to %d", c.SnapshotDiffs, maxDiffs)
+	}
 	if c.SnapshotPoolMemory < minBytes {
 		return fmt.Errorf("--snapshot-pool-memory %d: at least %d are needed", c.SnapshotPoolMemory, minBytes)
 	}
@@ -149,6 +154,9 @@ func (c *Config) Validate() error {
 	return nil
 }
 
+// maxDiffs bounds --snapshot-diffs: each is to be opened at a start.
+const maxDiffs = 8
+
 // snapshotOptions are what a service gets that does not say otherwise.
 func (c *Config) snapshotOptions() (o snapshots.Options, err error) {
 	if o.Policy, err = snapshots.ParsePolicy(c.SnapshotPolicy); err != nil {
@@ -159,6 +167,9 @@ func (c *Config) snapshotOptions() (o snapshots.Options, err error) {
 	}
 	if o.Pool, err = snapshots.ParsePool(c.SnapshotPool); err != nil {
 		return o, fmt.Errorf("--snapshot-pool: %w", err)
+	}
+	if o.WorkingSet, err = snapshots.ParseWorkingSets(c.SnapshotWorkingSet); err != nil {
+		return o, fmt.Errorf("--snapshot-working-set: %w", err)
 	}
 	if c.UPF {
 		if !c.Snapshots {

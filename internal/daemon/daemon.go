@@ -184,7 +184,7 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	var networks lateNetworks
 	l.node, err = node.Open(ctx, node.Config{
 		Dir: filepath.Join(cfg.Data, "sandboxes"), ID: id, Drivers: drivers, Missing: missing, Journal: j,
-		Images: l.images, Networks: &networks, Logs: l.logs, Snapshots: l.catalog, PoolMemory: cfg.SnapshotPoolMemory, Log: cfg.Log, Registerer: l.registry,
+		Images: l.images, Networks: &networks, Logs: l.logs, Snapshots: l.catalog, MaxDiffs: cfg.SnapshotDiffs, PoolMemory: cfg.SnapshotPoolMemory, Log: cfg.Log, Registerer: l.registry,
 	})
 	if err != nil {
 		return nil, err

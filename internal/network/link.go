@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -110,8 +111,15 @@ func makeTAP(router string) error {
 			// As QEMU and Firecracker open it.
 			Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
 		}
-		// The library makes it by ioctl, in the thread's namespace.
-		if err := h.LinkAdd(tap); err != nil {
+		// The library makes it by ioctl, in the thread's namespace. For that it
+		// has the device open: a process that starts meanwhile, anywhere in this
+		// one, would hold a copy of the file until its exec, and keep the
+		// device's only queue from whoever opens it next ("device or resource
+		// busy").
+		syscall.ForkLock.RLock()
+		err := h.LinkAdd(tap)
+		syscall.ForkLock.RUnlock()
+		if err != nil {
 			return fmt.Errorf("add %s (is the kernel module tun loaded?): %w", tapName, err)
 		}
 		link, err := h.LinkByName(tapName)

@@ -40,6 +40,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -66,7 +67,8 @@ type Config struct {
 	Pools map[sandbox.LinkKind]int
 	// Uplinks is the range for the addresses of uplinks, two for each lease
 	// with egress; it must not overlap the host's routes. Default: the first
-	// of 10.231.0.0/16, 10.232.0.0/16 ... 10.254.0.0/16 that does not.
+	// of 10.231.0.0/16, 10.232.0.0/16 ... 10.254.0.0/16 that does not
+	// and that no other manager of the host has claimed.
 	Uplinks netip.Prefix
 	// DNS are the resolvers of sandboxes with egress. Default: the host's
 	// that are IPv4 and not on loopback.
@@ -89,10 +91,11 @@ type Options struct {
 
 // Manager makes and removes leases. Its methods are safe for concurrent use.
 type Manager struct {
-	cfg  Config
-	log  *slog.Logger
-	lock *os.File // held as long as the manager owns Dir
-	host *host
+	cfg   Config
+	log   *slog.Logger
+	lock  *os.File  // held as long as the manager owns Dir
+	claim io.Closer // of the range of uplinks; nil before there is one
+	host  *host
 
 	pools map[sandbox.LinkKind]*pool
 	stop  context.CancelFunc // ends the refilling of pools
@@ -143,6 +146,9 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 		leases: map[string]*Lease{},
 	}
 	if err := m.start(ctx); err != nil {
+		if m.claim != nil {
+			err = errors.Join(err, m.claim.Close())
+		}
 		return nil, errors.Join(err, lock.Close())
 	}
 	return m, nil
@@ -152,10 +158,11 @@ func (m *Manager) start(ctx context.Context) error {
 	if err := recoverDir(ctx, m.cfg.Dir, m.cfg.NodeID, m.log); err != nil {
 		return fmt.Errorf("network: remove what an earlier manager left in %s: %w", m.cfg.Dir, err)
 	}
-	uplinks, err := chooseUplinks(m.cfg.Uplinks)
+	uplinks, claimed, err := chooseUplinks(m.cfg.Uplinks)
 	if err != nil {
 		return err
 	}
+	m.claim = claimed
 	dns := m.cfg.DNS
 	if dns == nil {
 		dns = hostResolvers()
@@ -248,7 +255,7 @@ func (m *Manager) Close(ctx context.Context) error {
 	}
 	lock := m.lock
 	m.lock = nil
-	return errors.Join(os.Remove(lock.Name()), lock.Close())
+	return errors.Join(os.Remove(lock.Name()), lock.Close(), m.claim.Close())
 }
 
 func checkKind(kind sandbox.LinkKind) error {

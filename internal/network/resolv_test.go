@@ -1,7 +1,9 @@
 package network
 
 import (
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"testing"
@@ -68,8 +70,35 @@ func TestAllocate(t *testing.T) {
 
 func TestDefaultUplinks(t *testing.T) {
 	t.Parallel()
-	p, err := chooseUplinks(netip.Prefix{})
-	if err != nil || p.Bits() != 16 || p.Addr().As4()[0] != 10 {
-		t.Errorf("default range %s, %v", p, err)
+	first, claimed, err := chooseUplinks(netip.Prefix{})
+	if err != nil || first.Bits() != 16 || first.Addr().As4()[0] != 10 {
+		t.Fatalf("default range %s, %v", first, err)
 	}
+	second, other, err := chooseUplinks(netip.Prefix{})
+	if err != nil || second.Overlaps(first) {
+		t.Fatalf("a second manager has %s, the first %s (%v)", second, first, err)
+	}
+	_ = errors.Join(claimed.Close(), other.Close())
+}
+
+func TestClaim(t *testing.T) {
+	t.Parallel()
+	// Nobody else's: what is claimed need not be an address of any use.
+	p := netip.PrefixFrom(netip.AddrFrom4([4]byte{240, byte(rand.IntN(256)), byte(rand.IntN(256)), 0}), 24)
+	c, err := claim(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []netip.Prefix{p, netip.PrefixFrom(p.Addr(), 30), netip.PrefixFrom(p.Addr(), 16).Masked()} {
+		if _, err := claim(other); !errors.Is(err, errClaimed) {
+			t.Errorf("%s beside %s: %v", other, p, err)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = claim(p); err != nil {
+		t.Fatalf("after it was given back: %v", err)
+	}
+	_ = c.Close()
 }

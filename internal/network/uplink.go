@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -117,11 +118,12 @@ func (h *host) connect(ctx context.Context, u *uplink, router, guest string) err
 	return awaitCarrier(ctx, handle, u.name)
 }
 
-// chooseUplinks checks the configured range, or finds a default one.
-func chooseUplinks(configured netip.Prefix) (netip.Prefix, error) {
+// chooseUplinks checks the configured range, or finds a default one, and
+// claims it until the claim is closed.
+func chooseUplinks(configured netip.Prefix) (netip.Prefix, io.Closer, error) {
 	taken, err := hostRoutes()
 	if err != nil {
-		return netip.Prefix{}, err
+		return netip.Prefix{}, nil, err
 	}
 	overlap := func(p netip.Prefix) (netip.Prefix, bool) {
 		for _, t := range taken {
@@ -134,20 +136,31 @@ func chooseUplinks(configured netip.Prefix) (netip.Prefix, error) {
 	if configured.IsValid() {
 		p := configured.Masked()
 		if !p.Addr().Is4() || p.Bits() > 31 || p.Bits() < 8 {
-			return p, fmt.Errorf("network: Uplinks %s must be an IPv4 prefix from /8 to /31", configured)
+			return p, nil, fmt.Errorf("network: Uplinks %s must be an IPv4 prefix from /8 to /31", configured)
 		}
 		if t, bad := overlap(p); bad {
-			return p, fmt.Errorf("network: Uplinks %s overlaps the host's route to %s: choose a free range", p, t)
+			return p, nil, fmt.Errorf("network: Uplinks %s overlaps the host's route to %s: choose a free range", p, t)
 		}
-		return p, nil
+		c, err := claim(p)
+		if err != nil {
+			return p, nil, fmt.Errorf("network: Uplinks %s: %w: choose a free range", p, err)
+		}
+		return p, c, nil
 	}
 	for second := byte(231); second <= 254; second++ {
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, second, 0, 0}), 16)
-		if _, bad := overlap(p); !bad {
-			return p, nil
+		if _, bad := overlap(p); bad {
+			continue
+		}
+		c, err := claim(p)
+		if err == nil {
+			return p, c, nil
+		}
+		if !errors.Is(err, errClaimed) {
+			return netip.Prefix{}, nil, fmt.Errorf("network: %w", err)
 		}
 	}
-	return netip.Prefix{}, errors.New("network: the host has routes into all of 10.231.0.0/16 to 10.254.0.0/16: set Uplinks to a free range")
+	return netip.Prefix{}, nil, errors.New("network: all of 10.231.0.0/16 to 10.254.0.0/16 are in use, by routes of the host or other skeps: set Uplinks to a free range")
 }
 
 // hostRoutes lists the destinations of the host's IPv4 routes, but the

@@ -91,7 +91,11 @@ func (i *Instance) prepare(ctx context.Context) error {
 	if err := i.journal(ctx); err != nil {
 		return err
 	}
-	box, err := s.Prepare(ctx, i.spec, sandbox.Restore{Image: use.Image, Mode: mode, Record: use.Record})
+	image := use.Image
+	if use.Record {
+		image.WorkingSet = "" // or what it has would not be recorded
+	}
+	box, err := s.Prepare(ctx, i.spec, sandbox.Restore{Image: image, Mode: mode, Record: use.Record})
 	if err != nil {
 		return i.explain(fmt.Errorf("prepare sandbox: %w", err))
 	}

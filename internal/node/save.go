@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/internal/node/snapshots"
-	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
@@ -19,10 +18,6 @@ var errEndedBySnapshot = errors.New("the instance did not survive the making of 
 
 // saveTimeout bounds the making of a snapshot, hooks not counted.
 const saveTimeout = time.Minute
-
-// driftLimit is the share of pages beyond the working set above which it is
-// recorded anew.
-const driftLimit = 0.3
 
 // saveReady makes a snapshot of an instance that has had no request, if its
 // policy wants one now. An error harms nobody, unless the instance ended.
@@ -37,16 +32,25 @@ func (i *Instance) saveReady(ctx context.Context) error {
 }
 
 func (i *Instance) policySays(s snapshots.Situation) bool {
-	return i.options.Policy != nil && i.kind == Booted && !i.have && i.options.Policy.Save(s)
+	s.Generation = i.generation()
+	return i.options.Policy != nil && !i.have && i.options.Policy.Save(s)
+}
+
+// generation is that of the snapshot that the instance was restored from.
+func (i *Instance) generation() int {
+	if i.use == nil {
+		return 0
+	}
+	return i.use.Generation
 }
 
 // NextSave is after how many responses in all a snapshot is to be made, when
 // the instance has no request, given how many there were; 0 means not at all.
 func (i *Instance) NextSave(responses uint64) uint64 {
-	if i.options.Policy == nil || i.kind != Booted || i.have {
+	if i.options.Policy == nil || i.have {
 		return 0
 	}
-	return i.options.Policy.Next(responses)
+	return i.options.Policy.Next(snapshots.Situation{Responses: responses, Generation: i.generation()})
 }
 
 // SaveNow asks the policy about an instance that is out of rotation or at its
@@ -73,11 +77,16 @@ func (i *Instance) Save(ctx context.Context, force bool) error {
 	if err := i.describe(ctx); err != nil {
 		return err
 	}
-	if i.want.Boot = i.took; i.use != nil {
-		i.want.Boot = i.use.Boot
+	w := i.want
+	o := snapshots.CreateOptions{Force: force, On: i.use}
+	w.Boot, w.Generation = i.took, 1
+	if i.use != nil {
+		w.Boot, w.Generation = i.use.Boot, i.use.Generation+1
+		// One that would be too deep is whole, and the start of a new chain.
+		o.Diff = i.driver.Capabilities().LayeredSnapshot && len(i.use.Image.Dirs) <= i.node.cfg.MaxDiffs
 	}
-	err := i.node.cfg.Snapshots.Create(ctx, i.want, force, func(ctx context.Context, dir string) error {
-		return i.save(ctx, saver, dir)
+	err := i.node.cfg.Snapshots.Create(ctx, w, o, func(ctx context.Context, dir string, diff bool) error {
+		return i.save(ctx, saver, sandbox.SaveOptions{Dir: dir, Diff: diff})
 	})
 	if errors.Is(err, snapshots.ErrHave) || errors.Is(err, snapshots.ErrNotNow) && !force {
 		return nil
@@ -89,12 +98,12 @@ func (i *Instance) Save(ctx context.Context, force bool) error {
 	return err
 }
 
-func (i *Instance) save(ctx context.Context, saver sandbox.Saver, dir string) error {
+func (i *Instance) save(ctx context.Context, saver sandbox.Saver, o sandbox.SaveOptions) error {
 	if err := i.tell(ctx, i.options.Before); err != nil {
 		return errors.Join(fmt.Errorf("before-snapshot hook: %w", err), i.goOn(ctx))
 	}
 	saving, cancel := context.WithTimeout(ctx, saveTimeout)
-	err := saver.Save(saving, sandbox.SaveOptions{Dir: dir})
+	err := saver.Save(saving, o)
 	cancel()
 	if i.ended() {
 		i.savedToEnd.Store(true)
@@ -135,10 +144,6 @@ func (i *Instance) SnapshotKey() string {
 // Recording tells whether the instance records its working set.
 func (i *Instance) Recording() bool { return i.use != nil && i.use.Record }
 
-// Drifter is implemented by restored sandboxes that know how well the working
-// set they were prepared with fits.
-type Drifter interface{ Drift() pager.Drift }
-
 // Answered is told how long the first response took: what a start has left
 // undone shows there.
 func (i *Instance) Answered(took time.Duration) {
@@ -153,15 +158,12 @@ func (i *Instance) EndRecording(ctx context.Context) error {
 	if i.use == nil {
 		return nil
 	}
-	if d, ok := i.sandbox.(Drifter); ok && !i.use.Record {
-		if drift := d.Drift(); drift.Drifted(driftLimit) {
-			i.node.cfg.Log.Info("the working set has drifted, recording it anew", "revision", i.launch.Revision, "ratio", drift.Ratio())
-			i.use.Outdated()
-		}
+	if !i.use.Record {
+		i.checkDrift()
 		return nil
 	}
 	r, ok := i.sandbox.(sandbox.Recorder)
-	if !ok || !i.use.Record {
+	if !ok {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
@@ -170,11 +172,7 @@ func (i *Instance) EndRecording(ctx context.Context) error {
 		if err := r.Recorded(ctx, path); err != nil {
 			return err
 		}
-		set, err := pager.OpenWorkingSet(path, false)
-		if err != nil {
-			return err
-		}
-		return set.Close()
+		return mergeSets(ctx, i.options.WorkingSet, i.use.Image, path)
 	})
 	if err == nil {
 		i.node.pool.poke()

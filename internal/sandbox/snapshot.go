@@ -3,6 +3,8 @@ package sandbox
 import (
 	"context"
 	"path/filepath"
+
+	"github.com/skep-dev/skep/internal/pager"
 )
 
 // Snapshotter is implemented by the drivers whose Capabilities say Snapshot.
@@ -46,6 +48,15 @@ type Recorder interface {
 	// where the driver knows it, to a new working-set file, and ends the
 	// recording. Call it when the first response is out.
 	Recorded(ctx context.Context, path string) error
+}
+
+// Drifter is implemented by restored sandboxes that see what is touched beyond
+// the working set that they were prepared with.
+type Drifter interface {
+	// Drift compares the working set with what was touched from the restore
+	// until now; ok is false if this sandbox does not see that. Call it when the
+	// first response is out.
+	Drift() (d pager.Drift, ok bool)
 }
 
 // Compatibility is what a snapshot and the place that restores it must agree

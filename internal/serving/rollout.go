@@ -25,6 +25,23 @@ const (
 	reasonDeadline = "ProgressDeadlineExceeded"
 )
 
+// Pauses before a roll-out that failed is tried again: the registry may be back,
+// or what the function needs.
+const (
+	firstRetry = 10 * time.Second
+	maxRetry   = 5 * time.Minute
+)
+
+// worthRetry tells whether a roll-out may succeed another time without a change
+// of the service.
+func worthRetry(err error) bool {
+	var se *node.StartError
+	if !errors.As(err, &se) {
+		return err != nil
+	}
+	return se.Reason != reasonInvalid && se.Reason != node.ReasonNoDriver && se.Reason != node.ReasonSnapshot
+}
+
 // lateError is how long a start that is over its deadline may take to say so.
 const lateError = 10 * time.Second
 
@@ -51,32 +68,48 @@ func (c *Controller) startRollout(ctx context.Context, key cache.ObjectName, sv 
 	r := &rollout{revision: rev.Name, cancel: cancel}
 	c.work.Go(func() {
 		defer cancel()
-		t, err := c.prove(ctx, rev)
-		if ctx.Err() != nil || err != nil || !c.takeOver(ctx, key, sv, r, rev, t) {
+		for pause := firstRetry; ; pause = min(2*pause, maxRetry) {
+			t, err := c.prove(ctx, rev, pause > firstRetry)
+			if ctx.Err() == nil && err == nil && c.takeOver(ctx, key, sv, r, rev, t) {
+				c.queue.Add(key)
+				return
+			}
 			// Failed, superseded, deleted or shutting down.
 			if ctx.Err() == nil && err != nil {
 				c.fail(ctx, rev, err)
 			}
-			c.work.Go(func() { c.retire(t) })
+			c.queue.Add(key)
+			if ctx.Err() != nil || !worthRetry(err) {
+				c.work.Go(func() { c.retire(t) })
+				return
+			}
+			c.retire(t)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+			}
 		}
-		c.queue.Add(key)
 	})
 	return r
 }
 
 // prove fetches the image and starts the first instance. On error, too, there
-// may be a tenant, for the caller to retire.
-func (c *Controller) prove(ctx context.Context, rev *v1.Revision) (*tenant, error) {
+// may be a tenant, for the caller to retire. While it is done again, the status
+// goes on to tell the cause of the failure.
+func (c *Controller) prove(ctx context.Context, rev *v1.Revision, again bool) (*tenant, error) {
 	p, err := translate(rev, c.cfg.Defaults)
 	if err != nil {
 		return nil, &node.StartError{Reason: reasonInvalid, Err: err}
 	}
-	err = c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
-		s.MarkContainerHealthyUnknown("Deploying", "")
-		s.MarkResourcesAvailableUnknown("Deploying", "")
-	})
-	if err != nil {
-		return nil, err
+	if !again {
+		err = c.markRevision(ctx, rev, func(s *v1.RevisionStatus) {
+			s.MarkContainerHealthyUnknown("Deploying", "")
+			s.MarkResourcesAvailableUnknown("Deploying", "")
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
 	late := fmt.Errorf("not ready within the progress deadline of %s", p.deadline)
 	pulling, cancel := context.WithTimeoutCause(ctx, p.deadline, late)

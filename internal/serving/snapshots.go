@@ -24,6 +24,9 @@ const (
 	// SnapshotPoolAnnotation says how many sandboxes are kept prepared: a
 	// number or auto.
 	SnapshotPoolAnnotation = "skep.dev/snapshot-pool"
+	// WorkingSetAnnotation says how recordings of working sets become one: last,
+	// union or intersection.
+	WorkingSetAnnotation = "skep.dev/snapshot-working-set"
 	// BeforePathAnnotation and AfterPathAnnotation are paths that the function
 	// is sent a POST of before a snapshot is made, and after a restore.
 	BeforePathAnnotation = "skep.dev/snapshot-before-path"
@@ -59,6 +62,7 @@ func snapshotOptions(annotations map[string]string, o snapshots.Options) (_ snap
 			return err
 		}},
 		{SnapshotPoolAnnotation, func(s string) (err error) { o.Pool, err = snapshots.ParsePool(s); return err }},
+		{WorkingSetAnnotation, func(s string) (err error) { o.WorkingSet, err = snapshots.ParseWorkingSets(s); return err }},
 		{BeforePathAnnotation, func(s string) (err error) { o.Before.Path, err = snapshots.ParsePath(s); return err }},
 		{AfterPathAnnotation, func(s string) (err error) { o.After.Path, err = snapshots.ParsePath(s); return err }},
 		{BeforeSignalAnnotation, func(s string) (err error) { o.Before.Signal, err = snapshots.ParseSignal(s); return err }},

@@ -134,3 +134,27 @@ func TestBrokenRevision(t *testing.T) {
 	l.answered(t, "probe better")
 	l.end(t)
 }
+
+// TestRolloutRetried: what failed is tried again by itself, since what it needs
+// may come; until then the status tells what is wrong.
+func TestRolloutRetried(t *testing.T) {
+	t.Parallel()
+	s := shared(t)
+	name, ref := unique("late"), "local/"+unique("late")+":v1"
+	s.deleteAtEnd(name)
+	s.fails(4, []string{ref}, "deploy", name, "--image", ref)
+	s.ok("image", "import", probeDir, "--name", ref)
+	if out := s.ok("describe", name); !strings.Contains(out, "ImagePullFailed") {
+		t.Errorf("describe:\n%s", out)
+	}
+	eventually(t, "the image that came late to be deployed", func() string {
+		r, err := s.do(http.MethodGet, name, "/", nil)
+		if err != nil {
+			return err.Error()
+		}
+		if r.StatusCode != http.StatusOK {
+			return r.Status
+		}
+		return ""
+	})
+}

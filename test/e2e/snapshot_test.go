@@ -32,6 +32,12 @@ func (s *skep) inside(service string) (inside, string) {
 // annotated deploys the probe with annotations and returns its name.
 func (s *skep) annotated(prefix, driver string, annotations map[string]string) string {
 	s.t.Helper()
+	return s.annotatedMode(prefix, driver, "", annotations)
+}
+
+// annotatedMode does, with the probe in one of its modes.
+func (s *skep) annotatedMode(prefix, driver, mode string, annotations map[string]string) string {
+	s.t.Helper()
 	name := unique(prefix)
 	s.deleteAtEnd(name)
 	var lines strings.Builder
@@ -46,8 +52,8 @@ spec:
     metadata:
       annotations:
         skep.dev/sandbox: %s
-%s    spec: {containers: [{image: %s}]}
-`, name, driver, lines.String(), probeRef)))
+%s    spec: {containers: [{image: %s, env: [{name: MODE, value: %q}]}]}
+`, name, driver, lines.String(), probeRef, mode)))
 	return name
 }
 

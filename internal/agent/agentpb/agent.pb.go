@@ -911,12 +911,14 @@ func (x *WaitRequest) GetProcess() uint32 {
 }
 
 type WaitResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ended         bool                   `protobuf:"varint,1,opt,name=ended,proto3" json:"ended,omitempty"` // false: it still runs, ask again
-	Code          uint32                 `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`   // exit code, or 128 + signal
-	Signal        uint32                 `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`
-	OomKilled     bool                   `protobuf:"varint,4,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
-	AtUnixNanos   int64                  `protobuf:"varint,5,opt,name=at_unix_nanos,json=atUnixNanos,proto3" json:"at_unix_nanos,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Ended       bool                   `protobuf:"varint,1,opt,name=ended,proto3" json:"ended,omitempty"` // false: it still runs, ask again
+	Code        uint32                 `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`   // exit code, or 128 + signal
+	Signal      uint32                 `protobuf:"varint,3,opt,name=signal,proto3" json:"signal,omitempty"`
+	OomKilled   bool                   `protobuf:"varint,4,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
+	AtUnixNanos int64                  `protobuf:"varint,5,opt,name=at_unix_nanos,json=atUnixNanos,proto3" json:"at_unix_nanos,omitempty"`
+	// oom_killed by the agent, as the function did nothing but wait for memory.
+	Stalled       bool `protobuf:"varint,6,opt,name=stalled,proto3" json:"stalled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -984,6 +986,13 @@ func (x *WaitResponse) GetAtUnixNanos() int64 {
 		return x.AtUnixNanos
 	}
 	return 0
+}
+
+func (x *WaitResponse) GetStalled() bool {
+	if x != nil {
+		return x.Stalled
+	}
+	return false
 }
 
 type ReleaseRequest struct {
@@ -1296,14 +1305,15 @@ const file_agent_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\rR\x06signal\"\x10\n" +
 	"\x0eSignalResponse\"'\n" +
 	"\vWaitRequest\x12\x18\n" +
-	"\aprocess\x18\x01 \x01(\rR\aprocess\"\x93\x01\n" +
+	"\aprocess\x18\x01 \x01(\rR\aprocess\"\xad\x01\n" +
 	"\fWaitResponse\x12\x14\n" +
 	"\x05ended\x18\x01 \x01(\bR\x05ended\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\rR\x04code\x12\x16\n" +
 	"\x06signal\x18\x03 \x01(\rR\x06signal\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\x04 \x01(\bR\toomKilled\x12\"\n" +
-	"\rat_unix_nanos\x18\x05 \x01(\x03R\vatUnixNanos\"*\n" +
+	"\rat_unix_nanos\x18\x05 \x01(\x03R\vatUnixNanos\x12\x18\n" +
+	"\astalled\x18\x06 \x01(\bR\astalled\"*\n" +
 	"\x0eReleaseRequest\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\rR\aprocess\"\x11\n" +
 	"\x0fReleaseResponse\"%\n" +

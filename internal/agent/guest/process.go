@@ -42,7 +42,10 @@ func (p *process) watch(cg *cgroup, kills int64) {
 	}
 	p.exit.Signal = uint32(ws.Signal())
 	p.exit.Code = 128 + p.exit.Signal
-	p.exit.OomKilled = ws.Signal() == unix.SIGKILL && (cg.oomKills() > kills || cg.stalled.Load())
+	if ws.Signal() == unix.SIGKILL {
+		p.exit.Stalled = cg.stalled.Load()
+		p.exit.OomKilled = p.exit.Stalled || cg.oomKills() > kills
+	}
 }
 
 func (p *process) wait(ctx context.Context) *agentpb.WaitResponse {

@@ -20,12 +20,12 @@ func TestCreateAndFind(t *testing.T) {
 	l.find("a", "")
 	l.save("a", "one")
 	l.find("a", "one").Release()
-	if err := l.Create(t.Context(), want("a"), false, content("two")); !errors.Is(err, ErrHave) {
+	if err := l.Create(t.Context(), want("a"), CreateOptions{}, content("two")); !errors.Is(err, ErrHave) {
 		t.Errorf("a second one: %v", err)
 	}
 	first := l.stored("a")
 	old := l.find("a", "one")
-	if err := l.Create(t.Context(), want("a"), true, content("two")); err != nil {
+	if err := l.Create(t.Context(), want("a"), CreateOptions{Force: true}, content("two")); err != nil {
 		t.Fatal(err)
 	}
 	if old.Current() {
@@ -95,7 +95,7 @@ func TestCrash(t *testing.T) {
 		case "recorded":
 			err = os.RemoveAll(l.Catalog.dir(c))
 		case "written":
-			err = content("half")(ctx, filepath.Join(l.Catalog.dir(c), imageDir))
+			err = content("half")(ctx, filepath.Join(l.Catalog.dir(c), imageDir), false)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -107,7 +107,7 @@ func TestCrash(t *testing.T) {
 	}
 	c, err := l.newCopy(ctx, m)
 	if err == nil {
-		err = content("unsynced")(ctx, filepath.Join(l.Catalog.dir(c), imageDir))
+		err = content("unsynced")(ctx, filepath.Join(l.Catalog.dir(c), imageDir), false)
 	}
 	if err == nil {
 		err = l.examine(c)
@@ -194,7 +194,7 @@ func TestDamagedStore(t *testing.T) {
 		return errors.Is(err, snapshot.ErrNotFound) && l.events(ReasonDamaged) >= 2
 	})
 	// Another one takes its place at once.
-	if err := l.Create(t.Context(), want("a"), false, content("two")); err != nil {
+	if err := l.Create(t.Context(), want("a"), CreateOptions{}, content("two")); err != nil {
 		t.Error(err)
 	}
 	l.find("a", "two")
@@ -224,7 +224,7 @@ func TestForeign(t *testing.T) {
 			if _, err := l.Store().Describe(t.Context(), id); err != nil {
 				t.Errorf("it is of use elsewhere: %v", err)
 			}
-			if err := l.Create(t.Context(), want("a", edit), false, content("mine")); err != nil {
+			if err := l.Create(t.Context(), want("a", edit), CreateOptions{}, content("mine")); err != nil {
 				t.Error(err)
 			}
 		})
@@ -240,13 +240,13 @@ func TestFailures(t *testing.T) {
 	})
 	later := func(d time.Duration) { mu.Lock(); defer mu.Unlock(); now = now.Add(d) }
 	boom := errors.New("boom")
-	if err := l.Create(t.Context(), want("a"), false, func(context.Context, string) error { return boom }); !errors.Is(err, boom) {
+	if err := l.Create(t.Context(), want("a"), CreateOptions{}, func(context.Context, string, bool) error { return boom }); !errors.Is(err, boom) {
 		t.Errorf("Create: %v", err)
 	}
 	if n := l.folders(); n != 0 {
 		t.Errorf("a failed save left %d folders", n)
 	}
-	if err := l.Create(t.Context(), want("a"), false, content("one")); !errors.Is(err, ErrNotNow) {
+	if err := l.Create(t.Context(), want("a"), CreateOptions{}, content("one")); !errors.Is(err, ErrNotNow) {
 		t.Errorf("right after a failure: %v", err)
 	}
 	later(firstPause)
@@ -309,7 +309,9 @@ func TestWorkingSet(t *testing.T) {
 	}
 	l = open(t, dir)
 	u = check()
-	u.Outdated()
+	if u.Fitted(true) || !u.Fitted(false) {
+		t.Error("a working set that did not fit is not recorded anew")
+	}
 	u.Release()
 	if again := l.Find(t.Context(), want("a"), true); again == nil || !again.Record {
 		t.Error("an outdated working set is not recorded anew")

@@ -30,8 +30,13 @@ type record struct {
 	// their paths within the folder.
 	Files      map[string]print `json:"files"`
 	WorkingSet string           `json:"workingSet,omitempty"`
-	Bytes      int64            `json:"bytes"` // on the disk
-	At         time.Time        `json:"at"`    // last used, at least to the minute
+	Recordings int              `json:"recordings,omitempty"` // of working sets so far
+	Bytes      int64            `json:"bytes"`                // on the disk
+	At         time.Time        `json:"at"`                   // last used, at least to the minute
+	// Parents are the copies, by name and the nearest first, which its memory is
+	// a difference from. Superseded: it is there for its children alone.
+	Parents    []string `json:"parents,omitempty"`
+	Superseded bool     `json:"superseded,omitempty"`
 }
 
 // local is a snapshot on this machine as files. Its fields are guarded by the
@@ -40,12 +45,16 @@ type local struct {
 	name string
 	rec  record
 
-	users  int  // sandboxes that have it, and goroutines that read it
-	dead   bool // goes with its last user
-	forget bool // and is not to be stored
+	users int // sandboxes that have it, and goroutines that read it
+	// children are the copies that are differences from it.
+	children int
+	dead     bool // goes with its last user and child
+	forget   bool // and is not to be stored
 	// unstored: something in it is not in the store; busy: it is being brought.
 	unstored, busy bool
 	recording      bool // a sandbox records its working set
+	outdated       bool // which is to be recorded anew
+	drifted        int  // instances in a row that it did not fit
 	stale          []string
 	store          backoff
 	storedAt       time.Time
@@ -58,6 +67,9 @@ func (c *Catalog) dir(l *local) string { return filepath.Join(c.cfg.Dir, l.name)
 // image is the copy as drivers take it. The caller holds mu.
 func (c *Catalog) image(l *local) sandbox.Image {
 	img := sandbox.Image{Dirs: []string{filepath.Join(c.dir(l), imageDir)}}
+	for _, p := range c.parents(l) {
+		img.Dirs = append(img.Dirs, filepath.Join(c.dir(p), imageDir))
+	}
 	if l.rec.WorkingSet != "" {
 		img.WorkingSet = filepath.Join(c.dir(l), l.rec.WorkingSet)
 	}
@@ -97,7 +109,7 @@ func (c *Catalog) remove(l *local) {
 	}
 }
 
-// drop takes a copy out of use; it is removed with its last user. The caller
+// drop takes a copy out of use; it is removed with its last user and child. The caller
 // holds mu.
 func (c *Catalog) drop(l *local) {
 	if l.dead {
@@ -109,19 +121,24 @@ func (c *Catalog) drop(l *local) {
 			e.copy = nil
 		}
 	}
-	if l.users == 0 {
+	if l.users == 0 && l.children == 0 {
 		c.bury(l)
 		return
 	}
-	l.rec.Whole = false // also for the next start, should this process be killed
+	// Also for the next start, should this process be killed.
+	l.rec.Superseded, l.rec.Whole = true, l.children > 0
 	if err := c.record(c.ctx, l); err != nil {
 		c.cfg.Log.Warn("take a snapshot's files out of use", "error", err)
 	}
 }
 
-// bury removes a copy that is dead and without users. The caller holds mu.
+// bury removes a copy that is dead, and without users and children. The caller
+// holds mu.
 func (c *Catalog) bury(l *local) {
-	delete(c.copies, l.name)
+	if c.copies[l.name] == l {
+		delete(c.copies, l.name)
+		c.orphan(l)
+	}
 	if c.closed {
 		c.remove(l)
 		return
@@ -136,7 +153,9 @@ func (c *Catalog) leave(l *local) {
 		return
 	}
 	if l.dead {
-		c.bury(l)
+		if l.children == 0 {
+			c.bury(l)
+		}
 		return
 	}
 	for _, name := range l.stale {
@@ -156,11 +175,11 @@ func (c *Catalog) shrink() {
 		var sum int64
 		var oldest *local
 		for _, l := range c.copies {
-			if l.dead {
+			if l.dead && l.children == 0 {
 				continue
 			}
 			sum += l.rec.Bytes
-			if l.users == 0 && !l.dirty() && (oldest == nil || l.rec.At.Before(oldest.rec.At)) {
+			if l.users == 0 && !l.dead && !l.dirty() && (oldest == nil || l.rec.At.Before(oldest.rec.At)) {
 				oldest = l
 			}
 		}

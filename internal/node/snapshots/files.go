@@ -1,6 +1,7 @@
 package snapshots
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -68,8 +69,23 @@ func printOf(path string) (p print, bytes int64, err error) {
 	return print{Size: st.Size, Inode: st.Ino, MTime: st.Mtim.Nano(), CTime: st.Ctim.Nano()}, st.Blocks * 512, nil
 }
 
-// intact says whether the files are those that were written.
+// intact says whether the files of a copy and its parents are those that were
+// written. The caller holds mu.
 func (c *Catalog) intact(l *local) error {
+	parents := c.parents(l)
+	if len(parents) != len(l.rec.Parents) {
+		return errors.New("what the snapshot differs from is gone")
+	}
+	for _, x := range append(parents, l) {
+		if err := c.own(x); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// own says whether a copy's own files are those that were written.
+func (c *Catalog) own(l *local) error {
 	for name, want := range l.rec.Files {
 		have, _, err := printOf(filepath.Join(c.dir(l), name))
 		if err != nil {

@@ -23,6 +23,9 @@ type Use struct {
 	// Boot is how long the instance took to boot that the snapshot is of; 0 if
 	// that is not known.
 	Boot time.Duration
+	// Generation is 1 for a snapshot of an instance that was booted, and one more
+	// for each restore and save since.
+	Generation int
 	// Record: this instance was chosen to record the working set.
 	Record bool
 }
@@ -91,8 +94,8 @@ func (c *Catalog) here(w Want, record bool) *Use {
 		l.rec.At = now
 		c.noteUse(l)
 	}
-	u := &Use{c: c, l: l, key: w.Key, Image: c.image(l), Boot: bootOf(l.rec.Manifest.Labels)}
-	if record && l.rec.WorkingSet == "" && !l.recording && e.unrecorded < giveUp {
+	u := &Use{c: c, l: l, key: w.Key, Image: c.image(l), Boot: bootOf(l.rec.Manifest.Labels), Generation: generationOf(l.rec.Manifest.Labels)}
+	if record && (l.rec.WorkingSet == "" || l.outdated) && !l.recording && e.unrecorded < giveUp {
 		u.Record, l.recording = true, true
 	}
 	return u

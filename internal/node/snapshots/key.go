@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -18,7 +19,9 @@ const (
 	LabelService   = "skep.dev/service"
 	LabelRevision  = "skep.dev/revision"
 	LabelPolicy    = "skep.dev/policy" // that had it made
-	LabelBoot      = "skep.dev/boot"   // how long the instance took to boot
+	// LabelGeneration counts saves since the boot; without it, it was one.
+	LabelGeneration = "skep.dev/generation"
+	LabelBoot       = "skep.dev/boot" // how long the instance took to boot
 )
 
 // Want describes the instance that is to be started or saved.
@@ -33,6 +36,8 @@ type Want struct {
 	Policy       string
 	// Boot is how long an instance took to boot; 0 if it is not known.
 	Boot time.Duration
+	// Generation of the snapshot that is to be made, see Use; 0 means 1.
+	Generation int
 }
 
 // NewWant makes a Want of what an instance is started with.
@@ -86,7 +91,18 @@ func (w Want) manifest() snapshot.Manifest {
 	if w.Boot > 0 {
 		m.Labels[LabelBoot] = w.Boot.Round(time.Microsecond).String()
 	}
+	if w.Generation > 1 {
+		m.Labels[LabelGeneration] = strconv.Itoa(w.Generation)
+	}
 	return m
+}
+
+func generationOf(labels map[string]string) int {
+	n, err := strconv.Atoi(labels[LabelGeneration])
+	if err != nil || n < 1 {
+		return 1
+	}
+	return n
 }
 
 // bootOf is what a manifest tells of the time to boot; 0 if nothing, or nonsense.

@@ -91,8 +91,8 @@ func want(key string, edit ...func(*snapshot.Requirements)) Want {
 }
 
 // content writes a snapshot with sparse memory.
-func content(text string) func(context.Context, string) error {
-	return func(_ context.Context, dir string) error {
+func content(text string) func(context.Context, string, bool) error {
+	return func(_ context.Context, dir string, _ bool) error {
 		f, err := os.Create(filepath.Join(dir, "memory"))
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ func content(text string) func(context.Context, string) error {
 
 func (l *lab) save(key, text string) {
 	l.t.Helper()
-	if err := l.Create(l.t.Context(), want(key), false, content(text)); err != nil {
+	if err := l.Create(l.t.Context(), want(key), CreateOptions{}, content(text)); err != nil {
 		l.t.Fatal(err)
 	}
 }
@@ -147,6 +147,13 @@ func (l *lab) find(key, text string) *Use {
 		l.t.Fatalf("%s: memory of %d bytes, %v", key, len(memory), err)
 	}
 	return u
+}
+
+// locked changes what the catalog knows.
+func (l *lab) locked(f func()) {
+	l.Catalog.mu.Lock()
+	defer l.Catalog.mu.Unlock()
+	f()
 }
 
 func (l *lab) folders() int {

@@ -33,6 +33,9 @@ type Options struct {
 	// Must: it is an error if the driver does not have the Mode, or cannot make
 	// the snapshots that Policy asks for. Otherwise it does what it can.
 	Must bool
+	// WorkingSet says what becomes of the working set that was there when it is
+	// recorded anew; "" means LastSet.
+	WorkingSet WorkingSets
 	// Pool says how many sandboxes are kept prepared; nil means none.
 	Pool Pool
 	// Before is told to the function before a snapshot is made, After when it
@@ -84,6 +87,25 @@ func RestoreNames() []string {
 		names = append(names, string(m))
 	}
 	return names
+}
+
+// WorkingSets says how recordings of working sets become one.
+type WorkingSets string
+
+// The ways.
+const (
+	LastSet       WorkingSets = "last"         // the latest counts
+	UniteSets     WorkingSets = "union"        // all that any needed
+	IntersectSets WorkingSets = "intersection" // what all needed
+)
+
+// ParseWorkingSets reads one of them.
+func ParseWorkingSets(s string) (WorkingSets, error) {
+	switch w := WorkingSets(s); w {
+	case LastSet, UniteSets, IntersectSets:
+		return w, nil
+	}
+	return "", fmt.Errorf("%q is none of %s, %s, %s", s, LastSet, UniteSets, IntersectSets)
 }
 
 // ParseSignal reads a signal's name, such as USR2 or SIGUSR2. Only such that a

@@ -21,12 +21,14 @@ const (
 	AtEnd                    // it has had its last request and is to be stopped
 )
 
-// Situation is what a Policy is asked about. Only instances that were booted
-// are asked about: a restored one has its snapshot.
+// Situation is what a Policy is asked about.
 type Situation struct {
 	Moment    Moment
 	Responses uint64        // of this instance so far
 	Uptime    time.Duration // since it was ready
+	// Generation is that of the snapshot which the instance was restored from:
+	// one of a booted instance has 1. 0: the instance itself was booted.
+	Generation int
 }
 
 // Policy decides when a snapshot is made. It does no work and reads no clock.
@@ -36,8 +38,8 @@ type Policy interface {
 	// Save tells whether to make a snapshot now.
 	Save(Situation) bool
 	// Next is after how many responses in all to ask about AtResponse, given
-	// how many there were; 0 means not again.
-	Next(responses uint64) uint64
+	// how many there were; 0 means not again. The Moment says nothing.
+	Next(Situation) uint64
 }
 
 // DefaultPolicy is that of `skep up`: a snapshot is there before the first
@@ -72,8 +74,31 @@ func PolicyNames() []string {
 	return slices.Sorted(maps.Keys(policies))
 }
 
-// ParsePolicy reads a policy's name and argument, such as "after-n=10".
+// ParsePolicy reads a policy's name and argument, such as "after-n=10", or
+// several with commas between: see stages.
 func ParsePolicy(s string) (Policy, error) {
+	parts := strings.Split(s, ",")
+	if len(parts) == 1 {
+		return parseOne(s)
+	}
+	if len(parts) > maxStages {
+		return nil, fmt.Errorf("%.80q: at most %d snapshot policies can follow each other", s, maxStages)
+	}
+	var all stages
+	for n, part := range parts {
+		p, err := parseOne(part)
+		if err != nil {
+			return nil, err
+		}
+		if _, first := p.(afterReady); p == Policy(off{}) || first && n > 0 {
+			return nil, fmt.Errorf("snapshot policy %q: %s cannot be there", s, part)
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func parseOne(s string) (Policy, error) {
 	name, arg, _ := strings.Cut(s, "=")
 	policiesMu.RLock()
 	parse := policies[name]
@@ -97,24 +122,60 @@ func plain(p Policy) func(string) (Policy, error) {
 	}
 }
 
+// stages follow each other: the first is for instances that were booted, the
+// next for those restored from the snapshot made then, and so on. With
+// "after-ready,after-n=10" there is a snapshot before the first request, and a
+// better one later.
+type stages []Policy
+
+const maxStages = 4
+
+func (s stages) String() string {
+	names := make([]string, 0, len(s))
+	for _, p := range s {
+		names = append(names, p.String())
+	}
+	return strings.Join(names, ",")
+}
+
+// at is the stage that decides, and the situation as it sees it.
+func (s stages) at(x Situation) (Policy, Situation) {
+	if x.Generation < 0 || x.Generation >= len(s) {
+		return off{}, x
+	}
+	p := s[x.Generation]
+	x.Generation = 0
+	return p, x
+}
+
+func (s stages) Save(x Situation) bool {
+	p, x := s.at(x)
+	return p.Save(x)
+}
+
+func (s stages) Next(x Situation) uint64 {
+	p, x := s.at(x)
+	return p.Next(x)
+}
+
 type off struct{}
 
-func (off) String() string       { return "off" }
-func (off) Save(Situation) bool  { return false }
-func (off) Next(_ uint64) uint64 { return 0 }
+func (off) String() string        { return "off" }
+func (off) Save(Situation) bool   { return false }
+func (off) Next(Situation) uint64 { return 0 }
 
 type afterReady struct{}
 
 func (afterReady) String() string        { return "after-ready" }
-func (afterReady) Save(s Situation) bool { return s.Moment == AtReady }
-func (afterReady) Next(uint64) uint64    { return 0 }
+func (afterReady) Save(s Situation) bool { return s.Moment == AtReady && s.Generation == 0 }
+func (afterReady) Next(Situation) uint64 { return 0 }
 
 // atScaleDown is what vHive does.
 type atScaleDown struct{}
 
 func (atScaleDown) String() string        { return "at-scale-down" }
-func (atScaleDown) Save(s Situation) bool { return s.Moment == AtEnd }
-func (atScaleDown) Next(uint64) uint64    { return 0 }
+func (atScaleDown) Save(s Situation) bool { return s.Moment == AtEnd && s.Generation == 0 }
+func (atScaleDown) Next(Situation) uint64 { return 0 }
 
 // afterN waits for caches, connections and compiled code to be there.
 type afterN struct {
@@ -134,9 +195,16 @@ func parseAfterN(arg string) (Policy, error) {
 
 func (p afterN) String() string { return p.name }
 
-func (p afterN) Save(s Situation) bool { return s.Moment == AtResponse && s.Responses >= p.n }
+func (p afterN) Save(s Situation) bool {
+	return s.Moment == AtResponse && s.Responses >= p.n && s.Generation == 0
+}
 
-func (p afterN) Next(responses uint64) uint64 { return max(p.n, responses+1) }
+func (p afterN) Next(s Situation) uint64 {
+	if s.Generation > 0 {
+		return 0
+	}
+	return max(p.n, s.Responses+1)
+}
 
 // Pool decides how many prepared sandboxes a revision has. It does no work
 // and reads no clock.

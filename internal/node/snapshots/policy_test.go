@@ -35,8 +35,9 @@ func TestPolicies(t *testing.T) {
 				t.Errorf("%s: %v", tt.policy, got)
 			}
 		}
-		if p.Next(0) != tt.next0 || p.Next(100) != tt.next100 {
-			t.Errorf("%s: next %d, %d", tt.policy, p.Next(0), p.Next(100))
+		next := func(n uint64) uint64 { return p.Next(Situation{Responses: n}) }
+		if next(0) != tt.next0 || next(100) != tt.next100 {
+			t.Errorf("%s: next %d, %d", tt.policy, next(0), next(100))
 		}
 	}
 	for _, bad := range []string{"", "sometimes", "after-n", "after-n=0", "after-n=-1", "after-n=1e9", "off=1"} {
@@ -147,4 +148,50 @@ func FuzzAnnotations(f *testing.F) {
 		_ = new(Options).SetRestore(s)
 		_, _ = ParseSignal(s)
 	})
+}
+
+func TestStages(t *testing.T) {
+	t.Parallel()
+	p, err := ParsePolicy("after-ready,after-n=10,at-scale-down")
+	if err != nil || p.String() != "after-ready,after-n=10,at-scale-down" {
+		t.Fatalf("%v, %v", p, err)
+	}
+	for _, tt := range []struct {
+		s    Situation
+		save bool
+		next uint64
+	}{
+		{Situation{Moment: AtReady}, true, 0},
+		{Situation{Moment: AtResponse, Responses: 20}, false, 0},
+		{Situation{Moment: AtReady, Generation: 1}, false, 10},
+		{Situation{Moment: AtResponse, Responses: 10, Generation: 1}, true, 11},
+		{Situation{Moment: AtEnd, Generation: 1}, false, 10},
+		{Situation{Moment: AtEnd, Generation: 2}, true, 0},
+		{Situation{Moment: AtEnd, Generation: 3}, false, 0},
+		{Situation{Moment: AtEnd, Generation: -1}, false, 0},
+	} {
+		if got, next := p.Save(tt.s), p.Next(tt.s); got != tt.save || next != tt.next {
+			t.Errorf("%+v: %v, next %d; want %v, %d", tt.s, got, next, tt.save, tt.next)
+		}
+	}
+	for _, bad := range []string{"after-ready,after-ready", "off,after-ready", "after-ready,", ",", "after-n=1,after-n=2,after-n=3,after-n=4,after-n=5"} {
+		if _, err := ParsePolicy(bad); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+	// One that stands alone is for booted instances.
+	for _, name := range PolicyNames() {
+		if name == "after-n" {
+			name = "after-n=1"
+		}
+		p, err := ParsePolicy(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range []Moment{AtReady, AtResponse, AtEnd} {
+			if p.Save(Situation{Moment: m, Responses: 9, Generation: 1}) {
+				t.Errorf("%s: a restored instance is saved", name)
+			}
+		}
+	}
 }

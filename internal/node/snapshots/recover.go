@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // recover takes over the copies of an earlier process, and removes those that
@@ -17,6 +18,7 @@ func (c *Catalog) recover(ctx context.Context) error {
 		return err
 	}
 	known := map[string]bool{}
+	whole := map[string]*local{}
 	for _, r := range records {
 		known[r.ID] = true
 		l := &local{name: r.ID}
@@ -27,9 +29,9 @@ func (c *Catalog) recover(ctx context.Context) error {
 			c.cfg.Log.Warn("record of a snapshot's files", "id", r.ID, "error", err)
 		}
 		if l.rec.Whole && (l.rec.Synced || l.rec.Boot == c.boot) {
-			err := c.intact(l)
+			err := c.own(l)
 			if err == nil {
-				c.adopt(l)
+				whole[l.name] = l
 				continue
 			}
 			c.metrics.restores.WithLabelValues("damaged").Inc()
@@ -37,6 +39,7 @@ func (c *Catalog) recover(ctx context.Context) error {
 		}
 		c.remove(l)
 	}
+	c.adoptAll(whole)
 	entries, err := os.ReadDir(c.cfg.Dir)
 	if err != nil {
 		return err
@@ -51,14 +54,39 @@ func (c *Catalog) recover(ctx context.Context) error {
 	return nil
 }
 
-// adopt makes a copy from before the start that of its key, the newest if
-// there are several.
-func (c *Catalog) adopt(l *local) {
+// adoptAll takes over the copies whose files are right, if those of their
+// parents are, too.
+func (c *Catalog) adoptAll(all map[string]*local) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, l := range all {
+		if slices.ContainsFunc(l.rec.Parents, func(name string) bool { return all[name] == nil }) {
+			c.tell(l.rec.Manifest.Labels, ReasonDamaged, errors.New("what the snapshot differs from is gone"))
+			c.remove(l)
+			continue
+		}
+		c.copies[l.name] = l
+	}
+	for _, l := range c.copies {
+		l.dead = l.rec.Superseded
+		c.adoptParents(l)
+	}
+	for _, l := range all {
+		switch {
+		case c.copies[l.name] != l:
+		case !l.dead:
+			c.adopt(l)
+		case l.children == 0:
+			c.bury(l)
+		}
+	}
+}
+
+// adopt makes a copy from before the start that of its key, the newest if
+// there are several. The caller holds mu.
+func (c *Catalog) adopt(l *local) {
 	_, hasSet := l.rec.Manifest.Layer(roleWorkingSet)
 	l.unstored = l.rec.Snapshot.IsZero() || l.rec.WorkingSet != "" && !hasSet
-	c.copies[l.name] = l
 	e := c.key(l.rec.Manifest.Labels[LabelKey])
 	if e.copy == nil {
 		e.copy = l

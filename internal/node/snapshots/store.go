@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/snapshot"
 )
 
@@ -176,7 +177,13 @@ func (c *Catalog) write(ctx context.Context, l *local, m snapshot.Manifest, file
 		if slices.ContainsFunc(have, func(r snapshot.LayerRef) bool { return r.Role == role }) {
 			continue
 		}
-		ref, err := writeFile(ctx, cr, role, filepath.Join(c.dir(l), name))
+		write := func() (snapshot.LayerRef, error) {
+			return writeFile(ctx, cr, role, filepath.Join(c.dir(l), name), snapshot.LayerOptions{})
+		}
+		if role == sandbox.FileMemory && len(l.rec.Parents) > 0 {
+			write = func() (snapshot.LayerRef, error) { return c.writeMemory(ctx, cr, l) }
+		}
+		ref, err := write()
 		if err != nil {
 			return snapshot.ID{}, nil, err
 		}
@@ -189,7 +196,7 @@ func (c *Catalog) write(ctx context.Context, l *local, m snapshot.Manifest, file
 	return id, layers, err
 }
 
-func writeFile(ctx context.Context, cr *snapshot.Creation, role, path string) (snapshot.LayerRef, error) {
+func writeFile(ctx context.Context, cr *snapshot.Creation, role, path string, o snapshot.LayerOptions) (snapshot.LayerRef, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return snapshot.LayerRef{}, err
@@ -199,7 +206,7 @@ func writeFile(ctx context.Context, cr *snapshot.Creation, role, path string) (s
 	if err != nil {
 		return snapshot.LayerRef{}, err
 	}
-	return cr.WriteLayer(ctx, role, f, info.Size(), snapshot.LayerOptions{})
+	return cr.WriteLayer(ctx, role, f, info.Size(), o)
 }
 
 func syncFile(path string) error {

@@ -3,7 +3,6 @@ package firecracker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -56,11 +55,4 @@ func (b *box) Destroy(ctx context.Context) error {
 		}
 		return errors.Join(errs...)
 	})
-}
-
-// discard frees what a box that failed holds already.
-func (d *Driver) discard(ctx context.Context, b *box, err error) error {
-	clean, cancel := microvm.CleanUp(ctx)
-	defer cancel()
-	return errors.Join(fmt.Errorf("firecracker: sandbox %s: %w", b.Spec.ID, err), b.Destroy(clean))
 }

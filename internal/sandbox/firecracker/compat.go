@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -26,14 +25,9 @@ func (d *Driver) compatibility(ctx context.Context, b *box) (c sandbox.Compatibi
 	if c.Version, err = d.firecrackerVersion(ctx); err != nil {
 		return c, err
 	}
-	kernel, _, err := d.files.Prepare(ctx)
-	if err != nil {
+	if c.Kernel, c.Agent, err = d.files.Digests(ctx); err != nil {
 		return c, err
 	}
-	// Its name holds its digest.
-	c.Kernel = filepath.Base(kernel)
-	sum := sha256.Sum256(d.files.Agent)
-	c.Agent = hex.EncodeToString(sum[:])
 	c.MemoryBytes = b.Resources.MemoryBytes
 	c.VCPUs = int(microvm.VCPUs(b.Resources.CPUMillis))
 	if c.CPUModel, c.CPUFeatures, err = microvm.HostCPU(); err != nil {

@@ -70,7 +70,7 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	}
 	b := d.newBox(spec)
 	if err := d.boot(ctx, b); err != nil {
-		return nil, d.discard(ctx, b, err)
+		return nil, b.Discard(ctx, err, b.Destroy)
 	}
 	return b, nil
 }

@@ -53,7 +53,7 @@ func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Rest
 	}
 	b := d.newBox(spec)
 	if err := d.restore(ctx, b, r, mode); err != nil {
-		return nil, d.discard(ctx, b, err)
+		return nil, b.Discard(ctx, err, b.Destroy)
 	}
 	if r.Record {
 		return &recordedBox{b}, nil

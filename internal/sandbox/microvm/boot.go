@@ -26,12 +26,12 @@ func (b *Box) Boot(ctx context.Context, places chan struct{}, start func(context
 		return err
 	}
 	started := time.Now()
-	ctx, cancel := until(ctx, b.Machine.Dead())
-	defer cancel()
 	if err := b.Machine.AwaitReady(ctx); err != nil {
 		return err
 	}
 	listening := time.Now()
+	ctx, cancel := until(ctx, b.Machine.Dead())
+	defer cancel()
 	agentTook, err := b.introduce(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, b.Machine.Explain())

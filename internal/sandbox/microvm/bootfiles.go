@@ -58,6 +58,16 @@ func (b *BootFiles) Prepare(ctx context.Context) (kernel, initrd string, err err
 	return b.vmlinux, b.initrd, nil
 }
 
+// Digests identify the kernel and the agent that machines boot from.
+func (b *BootFiles) Digests(ctx context.Context) (kernel, agent string, err error) {
+	path, _, err := b.Prepare(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	sum := sha256.Sum256(b.Agent)
+	return filepath.Base(path), hex.EncodeToString(sum[:]), nil
+}
+
 func (b *BootFiles) build() error {
 	image, err := os.ReadFile(b.Kernel.Image)
 	if err != nil {

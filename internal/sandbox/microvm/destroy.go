@@ -57,6 +57,14 @@ func (b *Box) DestroyWith(ctx context.Context, free func(context.Context) error)
 	return nil
 }
 
+// Discard is for a Create that failed: destroy frees what there is already. It
+// returns the error for the caller.
+func (b *Box) Discard(ctx context.Context, err error, destroy func(context.Context) error) error {
+	clean, cancel := CleanUp(ctx)
+	defer cancel()
+	return errors.Join(b.wrap(err), destroy(clean))
+}
+
 func (b *Box) free(ctx context.Context, free func(context.Context) error) error {
 	if err := Lock(ctx, b.saving); err != nil {
 		return err

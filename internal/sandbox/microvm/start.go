@@ -88,10 +88,10 @@ func (b *Box) resume(ctx context.Context) error {
 	defer cancel()
 	ctx, stop := until(ctx, b.Machine.Dead())
 	defer stop()
-	begin := time.Now()
 	r := &agent.Restored{Token: agent.NewToken(), Hostname: b.Spec.Hostname, NewDisks: b.Origin.NewDisks}
 	_, _ = rand.Read(r.Entropy[:]) // never fails
 	_, _ = rand.Read(r.MachineID[:])
+	begin := time.Now()
 	if err := b.Origin.Run(ctx); err != nil {
 		return fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}

@@ -104,7 +104,10 @@ func exit(r *agentpb.WaitResponse) sandbox.Exit {
 		e.Signal = int(r.Signal)
 		e.Code = 128 + e.Signal
 	}
-	if e.OOMKilled {
+	switch {
+	case r.Stalled:
+		e.Reason = "out of memory: it only waited for pages of its own files to be read again; give it more memory"
+	case e.OOMKilled:
 		e.Reason = "out of memory"
 	}
 	return e

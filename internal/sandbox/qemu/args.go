@@ -86,9 +86,8 @@ func (m machine) args() []string {
 	}
 	if m.incoming {
 		// What devices writes has no description of the machine: fits
-		// compares that.
-		// It is where it was: its network need not hear of it, and the guest
-		// takes 15 ms of emulation to tell.
+		// compares that. And the machine is where it was: its network need not
+		// hear of it, and the guest takes 15 ms of emulation to tell.
 		args = append(args, "-S", "-incoming", "defer",
 			"-global", "migration.announce-rounds=0", "-global", "migration.send-configuration=off")
 	} else {

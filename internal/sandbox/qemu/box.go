@@ -3,7 +3,6 @@ package qemu
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 
@@ -25,13 +24,6 @@ type box struct {
 
 func (d *Driver) newBox(spec *sandbox.Spec) *box {
 	return &box{Box: microvm.New(Name, spec), d: d}
-}
-
-// discard frees what a box that failed holds already.
-func (b *box) discard(ctx context.Context, err error) error {
-	clean, cancel := microvm.CleanUp(ctx)
-	defer cancel()
-	return errors.Join(fmt.Errorf("qemu: sandbox %s: %w", b.Spec.ID, err), b.Destroy(clean))
 }
 
 // Destroy ends the machine and frees what it held.

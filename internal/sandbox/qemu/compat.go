@@ -2,10 +2,7 @@ package qemu
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"path/filepath"
 
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/microvm"
@@ -26,17 +23,12 @@ func (d *Driver) compatibility(ctx context.Context, spec *sandbox.Spec) (c sandb
 	if err != nil {
 		return c, err
 	}
-	kernel, _, err := d.files.Prepare(ctx)
-	if err != nil {
+	if c.Kernel, c.Agent, err = d.files.Digests(ctx); err != nil {
 		return c, err
 	}
-	// Its name holds its digest.
-	c.Kernel = filepath.Base(kernel)
 	if c.Version, err = d.program.Version(ctx); err != nil {
 		return c, err
 	}
-	sum := sha256.Sum256(d.files.Agent)
-	c.Agent = hex.EncodeToString(sum[:])
 	b := d.newBox(spec)
 	c.MemoryBytes, c.VCPUs = b.Resources.MemoryBytes, int(b.machine(accel).cpus)
 	c.CPUModel, c.CPUFeatures = "tcg max", []string{"tcg"}

@@ -79,7 +79,7 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	}
 	b := d.newBox(spec)
 	if err := d.boot(ctx, b, accel); err != nil {
-		return nil, b.discard(ctx, err)
+		return nil, b.Discard(ctx, err, b.Destroy)
 	}
 	return b, nil
 }

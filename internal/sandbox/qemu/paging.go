@@ -51,6 +51,20 @@ func (r recording) Recorded(ctx context.Context, path string) error {
 	return nil
 }
 
+var _ sandbox.Drifter = (*box)(nil)
+
+// Drift implements sandbox.Drifter for machines that are paged.
+func (b *box) Drift() (pager.Drift, bool) {
+	if b.image == nil || b.image.paging == nil {
+		return pager.Drift{}, false
+	}
+	p := b.image.paging
+	if p.source == nil || p.cfg.WorkingSet == nil {
+		return pager.Drift{}, false
+	}
+	return p.source.Drift(), true
+}
+
 // newPaging prepares the service of a machine's memory, and returns QEMU's end
 // of it. devices is their state as QEMU wrote it.
 func (b *box) newPaging(r sandbox.Restore, devices io.Reader) (theirs *os.File, err error) {

@@ -65,7 +65,7 @@ func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Rest
 	}
 	b := d.newBox(spec)
 	if err := d.restore(ctx, b, accel, r, mode); err != nil {
-		return nil, b.discard(ctx, err)
+		return nil, b.Discard(ctx, err, b.Destroy)
 	}
 	if r.Record {
 		return recording{b}, nil

@@ -56,6 +56,25 @@ func hook(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// ballast is memory that only touch needs: it is filled when MODE says so.
+var ballast []byte
+
+func fill() {
+	ballast = make([]byte, 16<<20)
+	for i := range ballast {
+		ballast[i] = byte(i)
+	}
+}
+
+// touch reads some of each page.
+func touch(w http.ResponseWriter, _ *http.Request) {
+	sum := 0
+	for i := 0; i < len(ballast); i += 4096 {
+		sum += int(ballast[i+i/4096%4096])
+	}
+	fmt.Fprintln(w, sum)
+}
+
 // signals are hooks, too.
 func signals() {
 	got := make(chan os.Signal, 8)
@@ -82,6 +101,8 @@ func main() {
 	case "deaf": // never opens its port
 		fmt.Println("I do not listen")
 		time.Sleep(time.Hour)
+	case "ballast":
+		fill()
 	case "hog": // needs more memory than it gets
 		hog()
 	}
@@ -101,6 +122,7 @@ func main() {
 	mux.HandleFunc("/whoami", whoami)
 	mux.HandleFunc("/state", state)
 	mux.HandleFunc("/hook/", hook)
+	mux.HandleFunc("/touch", touch)
 	mux.HandleFunc("POST /skep.test.Echo/Echo", grpcEcho)
 	mux.HandleFunc("POST /skep.test.Echo/Fail", grpcFail)
 

@@ -1,0 +1,155 @@
+package snapshots
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/skep-dev/skep/internal/pager"
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/snapshot"
+)
+
+// A copy may hold only what changed since another one, its first parent; that
+// one and its own parents then stay, out of use, as long as the copy. What
+// comes from the store is always whole.
+
+// maxChain bounds how many layers the store makes one memory of.
+const maxChain = 8
+
+// base makes what is to be written to l a difference from what is used, and
+// reports whether that can be.
+func (c *Catalog) base(l *local, on *Use) bool {
+	if on == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if on.l.dead {
+		return false // its record says so already
+	}
+	l.rec.Parents = append([]string{on.l.name}, on.l.rec.Parents...)
+	return true
+}
+
+// adoptParents counts a copy among the children of its parents. The caller
+// holds mu.
+func (c *Catalog) adoptParents(l *local) {
+	for _, p := range c.parents(l) {
+		p.children++
+		if p.dead && !p.rec.Whole { // it went out of use while the child was made
+			p.rec.Whole, p.rec.Superseded = true, true
+			if err := c.record(c.ctx, p); err != nil {
+				c.cfg.Log.Warn("keep a snapshot's files for another", "error", err)
+			}
+		}
+	}
+}
+
+// parents are the copies that l is a difference from, the nearest first; nil
+// for one that is not there. The caller holds mu.
+func (c *Catalog) parents(l *local) []*local {
+	var out []*local
+	for _, name := range l.rec.Parents {
+		if p := c.copies[name]; p != nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// orphan ends that a copy is a child: parents that nobody else wants go, too.
+// The caller holds mu.
+func (c *Catalog) orphan(l *local) {
+	for _, p := range c.parents(l) {
+		p.children--
+		if p.dead && p.users == 0 && p.children == 0 {
+			c.bury(p)
+		}
+	}
+}
+
+// writeMemory stores the memory of a copy that is a difference: as such, if
+// the store has what it differs from, or else whole.
+func (c *Catalog) writeMemory(ctx context.Context, cr *snapshot.Creation, l *local) (snapshot.LayerRef, error) {
+	c.mu.Lock()
+	var parent snapshot.LayerRef
+	dirs := c.image(l).Dirs
+	if p := c.copies[l.rec.Parents[0]]; p != nil {
+		parent, _ = p.rec.Manifest.Layer(sandbox.FileMemory)
+	}
+	c.mu.Unlock()
+	if !parent.Digest.IsZero() && c.extendable(ctx, parent.Digest) {
+		ref, err := writeFile(ctx, cr, sandbox.FileMemory, filepath.Join(dirs[0], sandbox.FileMemory),
+			snapshot.LayerOptions{Parent: parent.Digest, Inherit: true})
+		if err == nil || !errors.Is(err, snapshot.ErrNotFound) && !errors.Is(err, snapshot.ErrDamaged) {
+			return ref, err
+		}
+	}
+	return writeFlat(ctx, cr, dirs)
+}
+
+// extendable tells whether a layer can have another one on top.
+func (c *Catalog) extendable(ctx context.Context, d snapshot.Digest) bool {
+	layer, err := c.cfg.Store.OpenLayer(ctx, d)
+	if err != nil {
+		return false
+	}
+	defer layer.Close() //nolint:errcheck // read only
+	return layer.Depth() < maxChain
+}
+
+// writeFlat stores the memory that folders make up together.
+func writeFlat(ctx context.Context, cr *snapshot.Creation, dirs []string) (ref snapshot.LayerRef, err error) {
+	var layers []pager.Layer
+	var extents []snapshot.Extent
+	var size int64
+	for _, dir := range dirs {
+		f, err := os.Open(filepath.Join(dir, sandbox.FileMemory))
+		if err != nil {
+			return ref, err
+		}
+		defer f.Close() //nolint:errcheck // read only
+		info, err := f.Stat()
+		if err != nil {
+			return ref, err
+		}
+		if size != 0 && size != info.Size() {
+			return ref, fmt.Errorf("%s has %d bytes, the one above it %d", f.Name(), info.Size(), size)
+		}
+		size = info.Size()
+		l, err := pager.SparseLayer(f)
+		if err != nil {
+			return ref, err
+		}
+		layers = append(layers, l)
+		x, err := snapshot.FileExtents(f)
+		if err != nil {
+			return ref, err
+		}
+		extents = append(extents, x...)
+	}
+	src, err := pager.NewLayered(size, layers...)
+	if err != nil {
+		return ref, err
+	}
+	return cr.WriteLayer(ctx, sandbox.FileMemory, src, size, snapshot.LayerOptions{Extents: mergeExtents(extents)})
+}
+
+// mergeExtents sorts extents and joins those that touch.
+func mergeExtents(all []snapshot.Extent) []snapshot.Extent {
+	slices.SortFunc(all, func(a, b snapshot.Extent) int { return cmp.Compare(a.Offset, b.Offset) })
+	out := []snapshot.Extent{} // none at all is not the same as nil
+	for _, x := range all {
+		if n := len(out); n > 0 && x.Offset <= out[n-1].End() {
+			out[n-1].Length = max(out[n-1].Length, x.End()-out[n-1].Offset)
+			continue
+		}
+		out = append(out, x)
+	}
+	return out
+}

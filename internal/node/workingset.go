@@ -1,0 +1,93 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/skep-dev/skep/internal/node/snapshots"
+	"github.com/skep-dev/skep/internal/pager"
+	"github.com/skep-dev/skep/internal/sandbox"
+)
+
+// driftLimit is the share of pages beyond the working set above which it has
+// drifted.
+const driftLimit = 0.3
+
+// checkDrift tells the snapshot how well its working set fitted.
+func (i *Instance) checkDrift() {
+	d, ok := i.sandbox.(sandbox.Drifter)
+	if !ok {
+		return
+	}
+	drift, ok := d.Drift()
+	if !ok {
+		return
+	}
+	drifted := drift.Drifted(driftLimit)
+	if i.use.Fitted(!drifted) {
+		i.node.cfg.Log.Info("the working set has drifted, recording it anew", "namespace", i.launch.Namespace,
+			"revision", i.launch.Revision, "missing", drift.Missing, "size", drift.Size)
+	}
+}
+
+// mergeSets joins the working set that was just recorded at path with the
+// image's older one, as the policy says.
+func mergeSets(ctx context.Context, policy snapshots.WorkingSets, image sandbox.Image, path string) (err error) {
+	recorded, err := readSet(path)
+	if err != nil || image.WorkingSet == "" || policy == "" || policy == snapshots.LastSet {
+		return err
+	}
+	old, err := readSet(image.WorkingSet)
+	if err != nil {
+		return err
+	}
+	var merged pager.Recording
+	if policy == snapshots.UniteSets {
+		merged, err = pager.Union(old, recorded)
+	} else {
+		merged, err = pager.Intersection(old, recorded)
+	}
+	if err != nil {
+		return fmt.Errorf("merge working sets: %w", err)
+	}
+	if len(merged.Pages) == 0 {
+		return nil // nothing in common: the latest
+	}
+	var layers []pager.Layer
+	var size int64
+	for _, dir := range image.Dirs {
+		f, err := os.Open(filepath.Join(dir, sandbox.FileMemory))
+		if err != nil {
+			return fmt.Errorf("merge working sets: %w", err)
+		}
+		defer f.Close() //nolint:errcheck // read only
+		info, err := f.Stat()
+		if err != nil {
+			return fmt.Errorf("merge working sets: %w", err)
+		}
+		l, err := pager.SparseLayer(f)
+		if err != nil {
+			return fmt.Errorf("merge working sets: %w", err)
+		}
+		size = info.Size()
+		layers = append(layers, l)
+	}
+	source, err := pager.NewLayered(size, layers...)
+	if err != nil {
+		return fmt.Errorf("merge working sets: %w", err)
+	}
+	return pager.WriteWorkingSet(ctx, path, merged, source)
+}
+
+// readSet checks a working-set file and returns which pages it has.
+func readSet(path string) (pager.Recording, error) {
+	set, err := pager.OpenWorkingSet(path, false)
+	if err != nil {
+		return pager.Recording{}, err
+	}
+	r := set.Recording()
+	return r, errors.Join(set.Close())
+}
