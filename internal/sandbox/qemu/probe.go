@@ -19,6 +19,9 @@ const (
 	// kvmTimeout is how long a machine with KVM may take to boot: many times
 	// what it needs. One that hangs has no KVM worth the name.
 	kvmTimeout = 15 * time.Second
+	// askedTimeout is the same where nothing but KVM will do: to give up early
+	// helps nobody there.
+	askedTimeout = 2 * time.Minute
 )
 
 // Probe boots a machine up to its agent, and so proves QEMU, kernel, modules,
@@ -92,7 +95,11 @@ func (d *Driver) resolveAccel(ctx context.Context) (Accel, error) {
 		if _, _, err := d.files.Prepare(ctx); err != nil {
 			return "", fmt.Errorf("qemu: %w", err)
 		}
-		limited, cancel := context.WithTimeout(ctx, kvmTimeout)
+		timeout := kvmTimeout
+		if d.accel == AccelKVM {
+			timeout = askedTimeout
+		}
+		limited, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		id := sandbox.NewID()
 		err = d.probe(limited, AccelKVM, sandbox.State{ID: id, Cgroup: "skep-probe-" + id})
