@@ -40,6 +40,7 @@ func TestPool(t *testing.T) {
 		if r.Header.Get("X-Skep-Start") != "restored" || !strings.Contains(timing, "start-pool") {
 			t.Errorf("not from the pool: %v", r.Header)
 		}
+		t.Logf("from the pool: %s", timing)
 		// The memory was there already: the driver's mode for pools.
 		for _, phase := range []string{"start-network", "start-prepare", "start-boot"} {
 			if strings.Contains(timing, phase) {
