@@ -10,7 +10,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/sandbox/firecracker"
 	"github.com/skep-dev/skep/internal/sandbox/firecracker/install"
-	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 )
 
 func newSetup(_ *globals) *cobra.Command {

@@ -13,8 +13,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
-	"github.com/skep-dev/skep/internal/sandbox/qemu/initramfs"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/initramfs"
 	"github.com/skep-dev/skep/test/kvmlab/lab"
 )
 

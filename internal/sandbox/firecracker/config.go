@@ -22,7 +22,7 @@ import (
 	"github.com/skep-dev/skep/internal/agent/guestbin"
 	"github.com/skep-dev/skep/internal/sandbox/firecracker/fcapi"
 	"github.com/skep-dev/skep/internal/sandbox/microvm"
-	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 )
 
 // Name of the driver.

@@ -12,8 +12,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
-	"github.com/skep-dev/skep/internal/sandbox/qemu/initramfs"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/initramfs"
 )
 
 // BootFiles makes the files that all machines boot from, and keeps them in a

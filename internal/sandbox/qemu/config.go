@@ -14,7 +14,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/agent/guestbin"
 	"github.com/skep-dev/skep/internal/sandbox/microvm"
-	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 )
 
 // Accel is how the guest's processor is provided.

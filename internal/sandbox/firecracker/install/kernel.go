@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 )
 
 // kernelTimeout bounds the download of the package.

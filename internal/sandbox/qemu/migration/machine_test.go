@@ -22,8 +22,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/skep-dev/skep/internal/sandbox/qemu/guestkernel"
-	"github.com/skep-dev/skep/internal/sandbox/qemu/initramfs"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/initramfs"
 	"github.com/skep-dev/skep/internal/sandbox/qemu/qmp"
 	"github.com/skep-dev/skep/internal/testenv"
 )
