@@ -16,13 +16,13 @@ import (
 )
 
 // MachineMiB is the memory of the machine, in MiB, whose function may have
-// functionBytes. The kernel and the agent take 72 MiB and 1/64 of the machine
-// besides (struct page). Were it less, the whole machine would be short of
-// memory before the function has what it may have: it would stop, and never be
-// at its limit.
+// functionBytes. Its kernel and agent take 72 MiB and 1/40 of it (struct page,
+// and what the kernel keeps free). Were there less, the whole machine would be
+// short of memory before the function is at its limit: it would stop, or the
+// kernel panic, and nothing tell that it needs more.
 func MachineMiB(functionBytes int64) int64 {
 	const mib = 1 << 20
-	return (functionBytes + functionBytes/64 + 80*mib + mib - 1) / mib
+	return (functionBytes + functionBytes/32 + 80*mib + mib - 1) / mib
 }
 
 // cleanTimeout bounds what is done after a context has ended.
