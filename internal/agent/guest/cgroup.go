@@ -2,6 +2,7 @@ package guest
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -25,6 +26,9 @@ func makeCgroup(memoryBytes uint64) (*cgroup, error) {
 	if err := os.WriteFile(filepath.Join(cgroupRoot, "cgroup.subtree_control"), []byte("+memory +pids"), 0); err != nil {
 		return nil, fmt.Errorf("the guest kernel's cgroup controllers: %w", err)
 	}
+	if err := keepLittleFree(); err != nil {
+		return nil, err
+	}
 	c := &cgroup{dir: filepath.Join(cgroupRoot, "function")}
 	if err := os.Mkdir(c.dir, 0o755); err != nil {
 		return nil, err
@@ -43,6 +47,31 @@ func makeCgroup(memoryBytes uint64) (*cgroup, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// keepLittleFree has the kernel keep no more memory back than it does by
+// default, sqrt(16 x KiB of memory) KiB (Linux, mm/page_alloc.c). In machines of
+// 512 MiB and more it keeps back 5 percent, for huge pages, and the machine
+// would be out of memory before the function's cgroup is.
+func keepLittleFree() error {
+	const file = "/proc/sys/vm/min_free_kbytes"
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	kept, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("sysinfo: %w", err)
+	}
+	little := int(math.Sqrt(16 * float64(info.Totalram) * float64(info.Unit) / 1024))
+	if kept <= little {
+		return nil
+	}
+	return os.WriteFile(file, []byte(strconv.Itoa(little)), 0)
 }
 
 func (c *cgroup) fd() int { return int(c.f.Fd()) }

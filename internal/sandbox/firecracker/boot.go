@@ -49,7 +49,7 @@ func (d *Driver) boot(ctx context.Context, b *box) error {
 }
 
 func memoryMiB(b *box) int64 {
-	n := (b.Resources.MemoryBytes + microvm.GuestOverhead + mib - 1) / mib
+	n := microvm.MachineMiB(b.Resources.MemoryBytes)
 	return n + n%2 // huge pages need an even number
 }
 

@@ -15,9 +15,15 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox/ocispec"
 )
 
-// GuestOverhead is the memory of the machine that its kernel and agent take
-// besides the function, in bytes.
-const GuestOverhead = 64 << 20
+// MachineMiB is the memory of the machine, in MiB, whose function may have
+// functionBytes. Its kernel and agent take 72 MiB and 1/40 of it (struct page,
+// and what the kernel keeps free). Were there less, the whole machine would be
+// short of memory before the function is at its limit: it would stop, or the
+// kernel panic, and nothing tell that it needs more.
+func MachineMiB(functionBytes int64) int64 {
+	const mib = 1 << 20
+	return (functionBytes + functionBytes/32 + 80*mib + mib - 1) / mib
+}
 
 // cleanTimeout bounds what is done after a context has ended.
 const cleanTimeout = 30 * time.Second

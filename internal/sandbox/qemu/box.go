@@ -55,7 +55,7 @@ func ignoreClosed(err error) error {
 func (b *box) machine(accel Accel) machine {
 	m := machine{
 		id: b.Spec.ID, accel: accel, mac: b.Spec.Link.MAC,
-		memoryMiB:   (b.Resources.MemoryBytes + microvm.GuestOverhead + mib - 1) / mib,
+		memoryMiB:   microvm.MachineMiB(b.Resources.MemoryBytes),
 		cpus:        microvm.VCPUs(b.Resources.CPUMillis),
 		guestParams: append(b.GuestParams(), b.d.kernelArgs...),
 	}
