@@ -61,6 +61,10 @@ func (i *Image) Close() error {
 	return errors.Join(errs...)
 }
 
+// smallGap is how many pages between two of a working set are read with them:
+// that costs less than to ask once more.
+const smallGap = 8
+
 // ReadAhead has the kernel read a working set ahead from the file that will be
 // mapped.
 func ReadAhead(f *os.File, workingSet string) error {
@@ -74,10 +78,11 @@ func ReadAhead(f *os.File, workingSet string) error {
 	slices.Sort(pages)
 	for len(pages) > 0 {
 		n := 1
-		for n < len(pages) && pages[n] == pages[n-1]+1 {
+		for n < len(pages) && pages[n]-pages[n-1] <= 1+smallGap {
 			n++
 		}
-		if err := unix.Fadvise(int(f.Fd()), int64(pages[0])*unit, int64(n)*unit, unix.FADV_WILLNEED); err != nil {
+		size := int64(pages[n-1]-pages[0]+1) * unit
+		if err := unix.Fadvise(int(f.Fd()), int64(pages[0])*unit, size, unix.FADV_WILLNEED); err != nil {
 			return fmt.Errorf("read ahead: %w", err)
 		}
 		pages = pages[n:]

@@ -90,7 +90,7 @@ func (d *Driver) restoreMode(r sandbox.Restore) (sandbox.RestoreMode, error) {
 }
 
 // restore fills in b, as far as it gets.
-func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Restore, mode sandbox.RestoreMode) error {
+func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Restore, mode sandbox.RestoreMode) (err error) {
 	begin := time.Now()
 	version, err := d.program.Version(ctx)
 	if err != nil {
@@ -109,9 +109,9 @@ func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Res
 	}
 	b.image = &image{Image: img}
 	if mode == sandbox.RestoreHint && r.Image.WorkingSet != "" {
-		if err := microvm.ReadAhead(b.image.base(), r.Image.WorkingSet); err != nil {
-			return err
-		}
+		read := make(chan error, 1) // while QEMU starts
+		go func() { read <- microvm.ReadAhead(b.image.base(), r.Image.WorkingSet) }()
+		defer func() { err = errors.Join(err, <-read) }()
 	}
 	files, err := openFiles(b.Spec)
 	if err != nil {

@@ -86,8 +86,9 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	for _, d := range r.drivers {
 		r.measure(ctx, w, d, fns)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		if ctx.Err() != nil { // what there is is worth something
+			r.failed = append(r.failed, fmt.Errorf("stopped before its end: %w", context.Cause(ctx)))
+			break
 		}
 	}
 	r.took = time.Since(r.began)
