@@ -26,6 +26,14 @@ func TestEnds(t *testing.T) {
 			t.Errorf("Complete: %v", err)
 		}
 	})
+	t.Run("QEMU is killed while it takes pages", func(t *testing.T) {
+		p := page(ctx, t, s, nil)
+		_, _ = p.console.Write([]byte("sum\n")) // of all of them
+		p.kill()
+		if err := p.end(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("cancelled", func(t *testing.T) {
 		short, cancel := context.WithCancel(ctx)
 		defer cancel()

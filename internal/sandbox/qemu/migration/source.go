@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skep-dev/skep/internal/pager"
 )
 
@@ -168,7 +170,7 @@ func (s *Source) Serve(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	cause := context.Cause(ctx)
-	if errors.Is(cause, ErrDropped) && s.exited(ctx) || errors.Is(cause, ErrEnded) {
+	if dropped(cause) && s.exited(ctx) || errors.Is(cause, ErrEnded) {
 		cause = nil
 	}
 	if errors.Is(cause, errCompleted) {
@@ -187,6 +189,12 @@ func (s *Source) Serve(ctx context.Context) error {
 		cause = errors.Join(cause, fmt.Errorf("close migration connection: %w", err))
 	}
 	return cause
+}
+
+// dropped says if QEMU's end of the connection is gone: either thread may be
+// the first to see it.
+func dropped(err error) bool {
+	return errors.Is(err, ErrDropped) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
 }
 
 // exited waits a little for the process's end, which comes just behind that of
