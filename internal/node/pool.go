@@ -20,7 +20,7 @@ const (
 	prepareLimit  = time.Minute      // for one sandbox
 )
 
-// pool keeps sandboxes prepared: all but the resume is done. They are recorded
+// pool keeps sandboxes prepared: all is done that needs no request. They are recorded
 // like others, so that a crash leaves nothing. One goroutine, run, fills and
 // drains all pools, so that it takes one CPU at most from what runs.
 type pool struct {

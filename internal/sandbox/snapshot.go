@@ -112,6 +112,11 @@ type Restore struct {
 	// Record makes the sandbox a Recorder. It needs OnDemandMemory; recording
 	// costs time.
 	Record bool
+	// Ahead says that the sandbox will wait for its request, as in a pool: what
+	// Start would do is done in Prepare, as far as it can be, though the sandbox
+	// takes more memory while it waits. A driver may have nothing to do for it,
+	// and none has while it records.
+	Ahead bool
 }
 
 // RestoreMode is how a restored sandbox gets its memory.

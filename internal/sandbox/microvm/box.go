@@ -66,7 +66,8 @@ type Box struct {
 	Origin    *Origin // nil: it was booted
 
 	link  *link
-	token agent.Token // set when the agent has been reached, and not changed after
+	awake bool        // restored, and has been told who it is before Start
+	token agent.Token // set when the agent has been reached, and not changed after Start
 	marks agent.Marks // where the function's output begins, likewise
 
 	destroying chan struct{} // lock of Destroy
@@ -118,7 +119,7 @@ func (b *Box) addPhases(p ...sandbox.Phase) {
 
 // Phases are queue (for other machines to boot), vmm, kernel and agent, and
 // process after Start. Of a restored machine they are those that the driver
-// added, and resume and agent after Start.
+// added, ahead if Prepare had it run, and resume and agent after Start.
 func (b *Box) Phases() []sandbox.Phase {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -19,8 +19,8 @@ type Origin struct {
 	Saved *Saved
 	// NewDisks says that what is behind the disks has changed.
 	NewDisks bool
-	// Run has the machine go on.
-	Run func(context.Context) error
+	// Run has the machine go on, and Stop has it stand still.
+	Run, Stop func(context.Context) error
 	// Settle is for how long after Start nobody listens to the function, unless
 	// the agent is wanted for another reason: its first request goes before.
 	Settle time.Duration
@@ -82,26 +82,62 @@ func (b *Box) limitCPU() error {
 // resumeTimeout bounds the guest's first answer after a restore.
 const resumeTimeout = time.Minute
 
+// Ahead does to a restored machine what Start does, and has it stand still
+// again, for Restore.Ahead. What Start then does again takes no time to speak
+// of: the guest has been through it, and where the processor is emulated, its
+// code is translated.
+func (b *Box) Ahead(ctx context.Context) error {
+	begin := time.Now()
+	if err := b.wake(ctx); err != nil {
+		return b.wrap(err)
+	}
+	b.rest(ctx)
+	if err := b.Origin.Stop(ctx); err != nil {
+		return b.wrap(fmt.Errorf("%w: %w", err, b.Machine.Explain()))
+	}
+	b.awake = true
+	b.mu.Lock()
+	b.phases = append(b.phases[:len(b.phases)-wakePhases], sandbox.Phase{Name: "ahead", Took: time.Since(begin)})
+	b.mu.Unlock()
+	return nil
+}
+
 // resume has a restored machine go on, as somebody else.
 func (b *Box) resume(ctx context.Context) error {
+	if err := b.wake(ctx); err != nil {
+		return err
+	}
+	b.marks = b.Origin.Saved.Marks
+	b.openLink()
+	return b.limitCPU()
+}
+
+// wakePhases is how many phases wake adds.
+const wakePhases = 2
+
+// wake has the machine go on, and its agent know who it is.
+func (b *Box) wake(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, resumeTimeout)
 	defer cancel()
 	ctx, stop := until(ctx, b.Machine.Dead())
 	defer stop()
-	r := &agent.Restored{Token: agent.NewToken(), Hostname: b.Spec.Hostname, NewDisks: b.Origin.NewDisks}
+	r := &agent.Restored{Token: agent.NewToken(), Hostname: b.Spec.Hostname}
 	_, _ = rand.Read(r.Entropy[:]) // never fails
 	_, _ = rand.Read(r.MachineID[:])
+	known := b.token
+	if !b.awake {
+		known, r.NewDisks = agent.Token(b.Origin.Saved.Token), b.Origin.NewDisks
+	}
 	begin := time.Now()
 	if err := b.Origin.Run(ctx); err != nil {
 		return fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}
 	b.AddPhase("resume", begin)
 	begin = time.Now()
-	if err := agent.Resume(ctx, b.dialer("udp", agent.Port), agent.Token(b.Origin.Saved.Token), r); err != nil {
+	if err := agent.Resume(ctx, b.dialer("udp", agent.Port), known, r); err != nil {
 		return fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}
-	b.token, b.marks = r.Token, b.Origin.Saved.Marks
-	b.openLink()
+	b.token = r.Token
 	b.AddPhase("agent", begin)
-	return b.limitCPU()
+	return nil
 }

@@ -50,7 +50,7 @@ func (i *image) close(ctx context.Context) error {
 }
 
 // Prepare starts QEMU and loads the snapshot into it, up to the point where
-// the processor would go on.
+// the processor would go on; with Restore.Ahead it has gone on, and stopped.
 func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Restore) (sandbox.Sandbox, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -127,7 +127,8 @@ func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Res
 	}
 	b.Origin = &microvm.Origin{
 		Saved: &saved.Saved, NewDisks: saved.NewDisks(&b.saved.Saved), Settle: settleTime,
-		Run: func(ctx context.Context) error { return b.vm.qmp.Execute(ctx, "cont", nil, nil) },
+		Run:  func(ctx context.Context) error { return b.vm.qmp.Execute(ctx, "cont", nil, nil) },
+		Stop: func(ctx context.Context) error { return b.vm.stop(ctx) },
 	}
 	memory := b.image.base()
 	if mode == sandbox.RestorePager {
@@ -166,5 +167,8 @@ func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Res
 		return err
 	}
 	b.AddPhase("load", begin)
+	if r.Ahead && !r.Record {
+		return b.Ahead(ctx)
+	}
 	return nil
 }

@@ -59,8 +59,6 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File) erro
 // freeze stops the machine, returns its devices' state, calls f, and has it go
 // on.
 func (b *box) freeze(ctx context.Context, f func() error) (devices []byte, err error) {
-	b.vm.stopping.Store(true)
-	defer b.vm.stopping.Store(false)
 	defer func() {
 		clean, cancel := microvm.CleanUp(ctx)
 		defer cancel()
@@ -69,13 +67,21 @@ func (b *box) freeze(ctx context.Context, f func() error) (devices []byte, err e
 			err = errors.Join(err, cerr)
 		}
 	}()
-	if err := b.vm.qmp.Execute(ctx, "stop", nil, nil); err != nil {
+	if err := b.vm.stop(ctx); err != nil {
 		return nil, err
 	}
 	if devices, err = b.vm.devices(ctx); err != nil {
 		return nil, err
 	}
 	return devices, f()
+}
+
+// stop has the machine stand still, until "cont". QEMU tells of it before it
+// answers.
+func (v *vm) stop(ctx context.Context) error {
+	v.stopping.Store(true)
+	defer v.stopping.Store(false)
+	return v.qmp.Execute(ctx, "stop", nil, nil)
 }
 
 func (b *box) copyMemory(to *os.File, diff bool) error {

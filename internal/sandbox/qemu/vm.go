@@ -25,7 +25,7 @@ type vm struct {
 	qmp      *qmp.Client
 	loaded   chan string // how loading a snapshot's devices ended
 	stateFD  int         // QEMU's number of where they are
-	stopping atomic.Bool // it is being stopped, and will go on
+	stopping atomic.Bool // it is being stopped by us
 }
 
 // startVM starts QEMU with the guest's memory as its descriptor 0 and the files

@@ -125,13 +125,17 @@ func (sn *snapshots) checkIdentity(t *testing.T, b *box, who string) {
 	}
 }
 
-// testPrepared has sandboxes wait to be restored, in each mode.
+// testPrepared has sandboxes wait to be restored, in each mode, and as far
+// ahead as it goes.
 func (sn *snapshots) testPrepared(t *testing.T) {
 	var boxes []*box
 	for _, mode := range sn.driver.Capabilities().RestoreModes {
-		b := sn.clone(t, sandbox.Restore{Image: sn.image, Mode: mode}, "prepared-"+strings.ReplaceAll(string(mode), "+", "-"))
-		b.create(t)
-		boxes = append(boxes, b)
+		name := strings.ReplaceAll(string(mode), "+", "-")
+		for prefix, ahead := range map[string]bool{"prepared-": false, "ahead-": true} {
+			b := sn.clone(t, sandbox.Restore{Image: sn.image, Mode: mode, Ahead: ahead}, prefix+name)
+			b.create(t)
+			boxes = append(boxes, b)
+		}
 	}
 	begin := time.Now()
 	for _, b := range boxes {
