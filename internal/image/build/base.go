@@ -13,6 +13,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/skep-dev/skep/internal/image/build/afterrestore"
 )
 
 // baseRecipe counts changes to how bases are made; older ones are not used.
@@ -27,6 +29,8 @@ type baseSpec struct {
 	Suite    string   `json:"suite"`
 	Arch     string   `json:"arch"`
 	Sources  []string `json:"sources,omitempty"` // Options.AptSources
+	// AfterRestore is afterrestore.Digest: bases hold those files.
+	AfterRestore string `json:"after_restore"`
 }
 
 func (s baseSpec) key() (string, error) {
@@ -67,7 +71,7 @@ func (j *job) base(ctx context.Context, packages []string) (*base, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := baseSpec{Recipe: baseRecipe, Runtime: j.Runtime, Packages: packages, Extra: extra,
+	spec := baseSpec{Recipe: baseRecipe, AfterRestore: afterrestore.Digest(), Runtime: j.Runtime, Packages: packages, Extra: extra,
 		Suite: suite, Arch: debianArch[runtime.GOARCH], Sources: j.AptSources}
 	key, err := spec.key()
 	if err != nil {

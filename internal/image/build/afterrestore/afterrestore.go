@@ -18,7 +18,9 @@
 package afterrestore
 
 import (
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +29,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 )
 
 // Paths in an image.
@@ -45,6 +48,21 @@ const (
 //go:generate openssl/build.sh
 //go:embed openssl/*.so python node java golang
 var files embed.FS
+
+// Digest changes with what images bring.
+var Digest = sync.OnceValue(func() string {
+	h := sha256.New()
+	_ = fs.WalkDir(files, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := files.ReadFile(name) // embedded: it cannot fail
+		fmt.Fprintf(h, "%s %d\n", name, len(b))
+		h.Write(b)
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil)[:8])
+})
 
 // opensslConf is added to OpenSSL's configuration. Node.js looks for a section
 // of its own; in the image it uses the same library.

@@ -75,7 +75,9 @@ def reseed():
 
 
 def _ssl(module):
-    # For a process that has a configuration of OpenSSL of its own.
+    # For a process that has a configuration of OpenSSL of its own. The first
+    # time OpenSSL loads what it makes random numbers with, some milliseconds'
+    # work: it is done when the module is imported, not after each restore.
     module.RAND_add(os.urandom(48), 48.0)
 
 
@@ -141,6 +143,7 @@ def _patch_tempfile(module):
 
 
 _patches = {
+    "_ssl": _ssl,
     "socket": _patch_socket,
     "tempfile": _patch_tempfile,
     "random": _watch_seed("random"),

@@ -33,6 +33,22 @@ public final class Restore {
 
     static void start() {
         last = machine();
+        // The first time, Java loads and links what it takes: many times the
+        // work itself. Now it is beside the program's start, and in snapshots.
+        new Rehearsal().start();
+    }
+
+    /** Not a lambda: the first in a program takes long. */
+    private static final class Rehearsal extends Thread {
+        Rehearsal() {
+            super("skep-restore");
+            setDaemon(true);
+        }
+
+        @Override
+        public void run() {
+            seed();
+        }
     }
 
     /** Seeds everything again if this process was restored since the last call. */
@@ -41,12 +57,16 @@ public final class Restore {
         if (Arrays.equals(now, last)) {
             return;
         }
+        seed();
+        last = now;
+    }
+
+    private static void seed() {
         try {
             reseed();
         } catch (Throwable e) { // a JDK of another version must not fail a request
             System.err.println("skep: clones share the state of java.util.Random's kin: " + e);
         }
-        last = now;
     }
 
     private static byte[] machine() {
