@@ -41,7 +41,7 @@ func plotStarts(s *subject, dir string) (string, error) {
 			suffix string
 			dashes []vg.Length
 		}{{x.hot, ", hot", nil}, {x.cold, ", cold", []vg.Length{vg.Points(3), vg.Points(2)}}} {
-			if len(c.of) == 0 {
+			if len(c.of) == 0 || x.pooled() {
 				continue
 			}
 			l, err := plotter.NewLine(cdf(pick(c.of, (*timing).total)))

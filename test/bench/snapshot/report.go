@@ -66,6 +66,9 @@ Trust the ratios, which are of one run, more than the absolute times.
   answered one request before the snapshot was made. A time ends with the first byte of the response.
 - "Prepared": Create or Prepare was done ahead, as for a pool of prepared sandboxes. "From nothing": it counts too. Ratios to boot have the whole boot above.
   A mode that loads memory in Prepare (gvisor's eager does) shows little of it when prepared, also when cold.
+- "Pool": prepared as the node does it for its pool, where the driver can do more ahead than load the snapshot: the machine has gone on, knows who it is, and stands still
+  (Restore.Ahead). Only what is left then is timed. gvisor's mode for pools is eager.
+- Two numbers with "to" between: the 95 % confidence interval of the ratio of the medians (bootstrap).
 - "Hot": the snapshot's files are in the page cache. "Cold": fsync and posix_fadvise(DONTNEED) before Prepare on exactly these files, checked with mincore.
 - All kinds of starts of one function take turns in a mixed order.
 - PSS: proportional set size of all of a sandbox's processes after the response, when it is the only one. Charged: what its cgroup is charged with, less page cache; most of
@@ -157,17 +160,27 @@ func (s *subject) rows(w io.Writer, boot *way) {
 			continue
 		}
 		cells := []string{s.fn.title, x.name, cell(requests(x.hot)), "**" + cell(totals(x.hot)) + "**", spread(x.hot), ""}
-		if boot != nil && x != boot && len(x.hot) > 0 {
+		if x.pooled() {
+			cells[3], cells[4] = "", spreadOf(pick(x.hot, (*timing).request))
+		}
+		switch {
+		case boot == nil || x == boot || len(x.hot) == 0:
+		case x.pooled():
+			cells[5] = fmt.Sprintf("%.1f", ratio(totals(boot.hot), requests(x.hot)))
+		default:
 			cells[5] = fmt.Sprintf("%.1f / %.1f", ratio(totals(boot.hot), requests(x.hot)), ratio(totals(boot.hot), totals(x.hot)))
 		}
-		if len(x.cold) > 0 {
+		switch {
+		case len(x.cold) == 0:
+			cells = append(cells, "", "", "")
+		case x.pooled():
+			cells = append(cells, cell(requests(x.cold)), "", spreadOf(pick(x.cold, (*timing).request)))
+		default:
 			cold := cell(totals(x.cold))
 			if x.resident > 0.001 {
 				cold += fmt.Sprintf(" (%.1f %% would not leave memory)", 100*x.resident)
 			}
 			cells = append(cells, cell(requests(x.cold)), cold, spread(x.cold))
-		} else {
-			cells = append(cells, "", "", "")
 		}
 		ts := x.hot
 		if len(ts) == 0 {
@@ -187,8 +200,9 @@ func cell(d time.Duration) string {
 }
 
 // spread is the shortest of all and the 90th percentile, from nothing.
-func spread(ts []timing) string {
-	all := pick(ts, (*timing).total)
+func spread(ts []timing) string { return spreadOf(pick(ts, (*timing).total)) }
+
+func spreadOf(all []time.Duration) string {
 	return cell(quantile(all, 0)) + ", " + cell(quantile(all, 0.9))
 }
 

@@ -20,6 +20,7 @@ const (
 	wayOnDemand = "pager, on demand"
 	wayPager    = "pager + working set"
 	onDiff      = "diff: "
+	onPool      = "pool: "
 )
 
 // way is one way to get a function's first response.
@@ -226,8 +227,13 @@ func (s *subject) plan() {
 func (s *subject) planImage(prefix string, i sandbox.Image) {
 	bare := i
 	bare.WorkingSet = ""
+	// A driver without a mode of its own for pools does all it can ahead.
+	pool := prefix == "" && s.driver.Capabilities().PreparedMode == ""
 	add := func(name string, mode sandbox.RestoreMode, i sandbox.Image) {
 		s.ways = append(s.ways, &way{name: prefix + name, restore: &sandbox.Restore{Image: i, Mode: mode}})
+		if pool && (mode == sandbox.RestoreHint || mode == sandbox.RestorePager) {
+			s.ways = append(s.ways, &way{name: onPool + name, restore: &sandbox.Restore{Image: i, Mode: mode, Ahead: true}})
+		}
 	}
 	for _, mode := range s.driver.Capabilities().RestoreModes {
 		switch mode {
@@ -302,6 +308,9 @@ func (s *subject) find(name string) *way {
 	return s.ways[i]
 }
 
+// pooled says that what can be done ahead was: Prepare has most of the time.
+func (w *way) pooled() bool { return w.restore != nil && w.restore.Ahead }
+
 // best is the restore for which a median is the smallest, among those that
 // are not on a diff. It is nil if there is none.
 func (s *subject) best(measure func(*way) time.Duration) *way {
@@ -318,6 +327,15 @@ func (s *subject) best(measure func(*way) time.Duration) *way {
 }
 
 func hotRequest(w *way) time.Duration  { return requests(w.hot) }
-func hotTotal(w *way) time.Duration    { return totals(w.hot) }
 func coldRequest(w *way) time.Duration { return requests(w.cold) }
-func coldTotal(w *way) time.Duration   { return totals(w.cold) }
+
+// hotTotal and coldTotal are 0 for what is only meant to be prepared.
+func hotTotal(w *way) time.Duration  { return w.total(w.hot) }
+func coldTotal(w *way) time.Duration { return w.total(w.cold) }
+
+func (w *way) total(ts []timing) time.Duration {
+	if w.pooled() {
+		return 0
+	}
+	return totals(ts)
+}

@@ -26,6 +26,24 @@ func TestQuantiles(t *testing.T) {
 	}
 }
 
+func TestInterval(t *testing.T) {
+	a := []time.Duration{90, 95, 100, 105, 110, 100, 98, 102, 99, 101}
+	b := []time.Duration{45, 48, 50, 52, 55, 50, 49, 51, 50, 50}
+	low, high := interval(a, b)
+	if low < 1.8 || low > 2 || high < 2 || high > 2.2 {
+		t.Errorf("interval %.2f to %.2f, want one close around 2", low, high)
+	}
+	if l, h := interval(a, b); l != low || h != high {
+		t.Error("another interval of the same")
+	}
+	if low, high := interval(a, a[:1]); low > 1.3 || high < 1 {
+		t.Errorf("interval %.2f to %.2f of one sample", low, high)
+	}
+	if low, high := interval(nil, b); low != 0 || high != 0 {
+		t.Error("nothing has an interval")
+	}
+}
+
 func TestParse(t *testing.T) {
 	if n, err := parsePSS(strings.NewReader("55d-7ff ---p 00 [rollup]\nRss:  1324 kB\nPss:    93 kB\nPss_Anon: 7 kB\n")); err != nil || n != 93<<10 {
 		t.Errorf("PSS is %d, %v", n, err)
