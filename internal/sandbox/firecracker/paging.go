@@ -111,6 +111,7 @@ func (b *box) serve(ctx context.Context, p *paging) error {
 	defer unix.Close(h.Process) //nolint:errcheck // a pidfd
 	s, err := pager.New(pager.Config{
 		UFFD: h.UFFD, Regions: h.Regions, Process: h.Process, Source: b.image.Source, WorkingSet: p.set, Record: p.record,
+		ZeroAround: true, // Firecracker has asked for anonymous memory
 		Kill: func(context.Context) error {
 			return ignoreGone(unix.PidfdSendSignal(h.Process, unix.SIGKILL, nil, 0))
 		},
