@@ -116,6 +116,13 @@ func (m *memory) touch(a *area, page uint64) {
 	}
 }
 
+// recording says if the order of touch matters still.
+func (m *memory) recording() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.record && m.open
+}
+
 // remove notes that pages were taken away. The lock is held for writing.
 func (m *memory) remove(start, end uint64) {
 	for _, a := range m.byAddress {

@@ -128,7 +128,8 @@ func (w *worker) answer(e Event) error {
 	if e.Flags&faultFlagWriteProtect != 0 {
 		return w.unprotect(addr)
 	}
-	zero := w.cfg.Source.Zero(int64(off), int64(w.pageSize))
+	known := w.cfg.Source.Zero(int64(off), int64(w.pageSize))
+	zero := known
 	if !zero {
 		if err := readFull(w.cfg.Source, w.page.mem, int64(off)); err != nil {
 			return fmt.Errorf("serve page fault: %w", err)
@@ -169,6 +170,9 @@ func (w *worker) answer(e Event) error {
 		}
 		if w.cfg.OnFault != nil {
 			w.cfg.OnFault(Fault{Offset: off, Write: e.Flags&faultFlagWrite != 0, Zero: installedZero})
+		}
+		if known {
+			return w.zeroAround(a, page)
 		}
 		return nil
 	}

@@ -36,6 +36,11 @@ type Config struct {
 	WorkingSet *WorkingSet
 	// Record keeps the order of first touch until StopRecording.
 	Record bool
+	// ZeroAround installs with a page of zeros that is asked for its neighbours
+	// that are zeros, which Drift then does not see; not while it records. It
+	// is for anonymous memory, where they take no room: a machine that takes
+	// fresh memory does not ask for every single page of it.
+	ZeroAround bool
 	// Workers is the number of threads that answer faults: 1 (the default)
 	// for local sources, more where a read waits for a network.
 	Workers int

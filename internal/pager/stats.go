@@ -11,6 +11,7 @@ type Stats struct {
 	Faults     uint64 // demand faults answered (messages)
 	Copied     uint64 // installed on demand with content
 	Zeroed     uint64 // installed on demand as zeros
+	Around     uint64 // zeros installed with a neighbour that was asked for
 	Raced      uint64 // faults whose page was there already
 	Retried    uint64 // operations the kernel asked to repeat
 	Removed    uint64 // removal and unmap events
@@ -27,17 +28,17 @@ type Stats struct {
 }
 
 type counters struct {
-	faults, copied, zeroed, raced, retried, removed, vanished, unprotect atomic.Uint64
-	prefetched, preZeroed, preRaced, preSkipped                          atomic.Uint64
-	prefetchTime                                                         atomic.Int64
-	prefetchError                                                        atomic.Pointer[error]
+	faults, copied, zeroed, around, raced, retried, removed, vanished, unprotect atomic.Uint64
+	prefetched, preZeroed, preRaced, preSkipped                                  atomic.Uint64
+	prefetchTime                                                                 atomic.Int64
+	prefetchError                                                                atomic.Pointer[error]
 }
 
 // Stats may be called at any time.
 func (s *Server) Stats() Stats {
 	c := &s.stats
 	out := Stats{
-		Faults: c.faults.Load(), Copied: c.copied.Load(), Zeroed: c.zeroed.Load(), Raced: c.raced.Load(),
+		Faults: c.faults.Load(), Copied: c.copied.Load(), Zeroed: c.zeroed.Load(), Around: c.around.Load(), Raced: c.raced.Load(),
 		Retried: c.retried.Load(), Removed: c.removed.Load(), Vanished: c.vanished.Load(), Unprotect: c.unprotect.Load(),
 		Prefetched: c.prefetched.Load(), PreZeroed: c.preZeroed.Load(),
 		PreRaced: c.preRaced.Load(), PreSkipped: c.preSkipped.Load(),

@@ -49,7 +49,7 @@ func main() {
 	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
 	flag.IntVar(&o.memory, "memory", 4096, "a machine's memory, MiB")
 	flag.IntVar(&o.atOnce, "parallel", min(runtime.NumCPU(), 2), "how many machines run at the same time, each with one job and one processor")
-	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for one boot of a machine, with its job")
+	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "for the job of a machine, which has a minute more")
 	flag.DurationVar(&o.quiet, "quiet", time.Minute, "how much time of the processor a machine may use while it says nothing, not even that it lives, before it counts as hung; or five times as long without")
 	flag.IntVar(&o.tries, "tries", 5, "how often to boot a machine anew when it hangs")
 	flag.Parse()

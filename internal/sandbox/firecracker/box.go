@@ -36,10 +36,8 @@ func (b *box) Destroy(ctx context.Context) error {
 			b.vm.api.Close()
 		}
 		if b.paging != nil {
-			select {
-			case <-b.paging.done:
-			case <-ctx.Done():
-				return ctx.Err()
+			if err := b.paging.end(ctx); err != nil {
+				return err
 			}
 		}
 		var errs []error

@@ -18,52 +18,84 @@ import (
 type paging struct {
 	listener *net.UnixListener
 	set      *pager.WorkingSet // nil: none
-	done     chan struct{}     // closed when nothing is served any more
+	record   bool
+	done     chan struct{} // closed when nothing is served any more; nil: it never began
+	freed    bool          // by end
 
 	mu     sync.Mutex
 	server *pager.Server // nil until the monitor has come
 	ended  bool          // the recording was taken
 }
 
-// servePages waits for the monitor to hand its memory over, and serves it until
-// it ends. If that fails, the machine is killed: it must not go on with other
-// memory than its own.
-func (b *box) servePages(ctx context.Context, r sandbox.Restore) (_ *paging, err error) {
-	p := &paging{done: make(chan struct{})}
-	defer func() {
-		if err != nil && p.set != nil {
-			err = errors.Join(err, p.set.Close())
-		}
-	}()
-	if r.Image.WorkingSet != "" {
+// newPaging prepares the service of a machine's memory: the monitor finds its
+// socket, and the working set is read from disk while the monitor starts.
+func (b *box) newPaging(r sandbox.Restore) (_ *paging, err error) {
+	p := &paging{record: r.Record}
+	// Of what was installed ahead, nothing shows if it was touched.
+	if r.Image.WorkingSet != "" && !r.Record {
 		if p.set, err = pager.OpenWorkingSet(r.Image.WorkingSet, false); err != nil {
 			return nil, err
 		}
+		if err = p.set.Advise(); err != nil {
+			return nil, errors.Join(err, p.set.Close())
+		}
 	}
 	if p.listener, err = b.jail.listen(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, p.closeSet())
 	}
+	return p, nil
+}
+
+func (p *paging) closeSet() error {
+	if p.set == nil {
+		return nil
+	}
+	return p.set.Close()
+}
+
+// servePages waits for the monitor to hand its memory over, and serves it until
+// it ends. If that fails, the machine is killed: it must not go on with other
+// memory than its own.
+func (b *box) servePages(ctx context.Context) {
+	p := b.paging
+	p.done = make(chan struct{})
 	// Not ctx: it serves for as long as the machine runs.
 	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		defer close(p.done)
 		defer cancel()
-		if err := b.serve(serving, p, r.Record); err != nil {
+		if err := b.serve(serving, p); err != nil {
 			b.d.log.Error("firecracker: page faults are not answered any more, the machine is killed", "sandbox", b.Spec.ID, "error", err)
 			b.vm.Fail(err)
 		}
-		if p.set != nil {
-			_ = p.set.Close()
-		}
+		_ = p.closeSet()
 	}()
 	go func() {
 		<-b.vm.Dead()
 		_ = p.listener.Close() // a monitor that never came
 	}()
-	return p, nil
 }
 
-func (b *box) serve(ctx context.Context, p *paging, record bool) error {
+// end frees what the service of a machine that has ended holds. It may be
+// called again.
+func (p *paging) end(ctx context.Context) error {
+	switch {
+	case p.freed:
+		return nil
+	case p.done == nil:
+		p.freed = true
+		return errors.Join(p.listener.Close(), p.closeSet())
+	}
+	select {
+	case <-p.done:
+		p.freed = true
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (b *box) serve(ctx context.Context, p *paging) error {
 	defer p.listener.Close() //nolint:errcheck // closed by then, or not
 	conn, err := b.accept(p)
 	if conn == nil {
@@ -78,7 +110,8 @@ func (b *box) serve(ctx context.Context, p *paging, record bool) error {
 	}
 	defer unix.Close(h.Process) //nolint:errcheck // a pidfd
 	s, err := pager.New(pager.Config{
-		UFFD: h.UFFD, Regions: h.Regions, Process: h.Process, Source: b.image.Source, WorkingSet: p.set, Record: record,
+		UFFD: h.UFFD, Regions: h.Regions, Process: h.Process, Source: b.image.Source, WorkingSet: p.set, Record: p.record,
+		ZeroAround: true, // Firecracker has asked for anonymous memory
 		Kill: func(context.Context) error {
 			return ignoreGone(unix.PidfdSendSignal(h.Process, unix.SIGKILL, nil, 0))
 		},
@@ -137,6 +170,23 @@ func ignoreGone(err error) error {
 		return nil
 	}
 	return err
+}
+
+var _ sandbox.Drifter = (*box)(nil)
+
+// Drift implements sandbox.Drifter for machines that are paged.
+func (b *box) Drift() (pager.Drift, bool) {
+	p := b.paging
+	if p == nil || p.set == nil {
+		return pager.Drift{}, false
+	}
+	p.mu.Lock()
+	s := p.server
+	p.mu.Unlock()
+	if s == nil {
+		return pager.Drift{}, false
+	}
+	return s.Drift(), true
 }
 
 // recordedBox is a box that was restored to be recorded.

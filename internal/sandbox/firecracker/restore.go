@@ -62,7 +62,7 @@ func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Rest
 }
 
 // restore fills in b, as far as it gets.
-func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sandbox.RestoreMode) error {
+func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sandbox.RestoreMode) (err error) {
 	begin := time.Now()
 	version, err := d.firecrackerVersion(ctx)
 	if err != nil {
@@ -96,12 +96,20 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	if err := b.jail.give(statePath, state); err != nil {
 		return err
 	}
+	if mode == sandbox.RestoreHint && r.Image.WorkingSet != "" && len(b.image.Files) == 1 {
+		read := make(chan error, 1) // while the monitor starts
+		go func() { read <- microvm.ReadAhead(b.image.Files[0], r.Image.WorkingSet) }()
+		defer func() { err = errors.Join(err, <-read) }()
+	}
 	var binds []bind
 	if mode == sandbox.RestorePager {
 		load.Memory = &fcapi.MemoryBackend{Type: fcapi.BackendUFFD, Path: pagerSocket}
+		if b.paging, err = b.newPaging(r); err != nil {
+			return err
+		}
 	} else {
 		load.Memory = &fcapi.MemoryBackend{Type: fcapi.BackendFile, Path: memoryPath}
-		if binds, err = d.mapMemory(ctx, b, r, mode); err != nil {
+		if binds, err = d.mapMemory(ctx, b, r); err != nil {
 			return err
 		}
 	}
@@ -111,9 +119,7 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	b.AddPhase("vmm", begin)
 	begin = time.Now()
 	if mode == sandbox.RestorePager {
-		if b.paging, err = b.servePages(ctx, r); err != nil {
-			return err
-		}
+		b.servePages(ctx)
 	}
 	if err := b.vm.api.LoadSnapshot(ctx, load); err != nil {
 		return fmt.Errorf("%w; %w", err, b.vm.Explain())
@@ -132,7 +138,7 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 
 // mapMemory puts one file with the memory into the jail: that of the image if
 // it is one, or else a copy.
-func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore, mode sandbox.RestoreMode) ([]bind, error) {
+func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore) ([]bind, error) {
 	if len(b.image.Files) > 1 {
 		path := b.jail.path(memoryPath)
 		if err := flatten(ctx, b.image.Source, path); err != nil {
@@ -149,11 +155,6 @@ func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore, mode 
 	}
 	if err != nil {
 		return nil, err
-	}
-	if mode == sandbox.RestoreHint && r.Image.WorkingSet != "" {
-		if err := microvm.ReadAhead(f, r.Image.WorkingSet); err != nil {
-			return nil, err
-		}
 	}
 	return []bind{{filepath.Join(r.Image.Dirs[0], sandbox.FileMemory), memoryPath}}, nil
 }

@@ -109,7 +109,18 @@ func startOwner(t *testing.T, b *box, stage, saveDir string) *exec.Cmd {
 	}
 	top, _, _ := strings.Cut(t.Name(), "/")
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+regexp.QuoteMeta(top)+"$", "-test.v")
-	cmd.Env = append(os.Environ(), ownerEnv+"="+string(text))
+	// What it makes in folders for temporary files, it cannot remove either.
+	// This one is short enough for the addresses of sockets in it.
+	tmp, err := os.MkdirTemp(b.s.dir, "owner-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(tmp); err != nil {
+			t.Errorf("left behind by the owner: %v", err)
+		}
+	})
+	cmd.Env = append(os.Environ(), ownerEnv+"="+string(text), "TMPDIR="+tmp)
 	// A file would do for the output, but a pipe says at once when it died.
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -276,4 +276,6 @@ func (sn *snapshots) testRecord(t *testing.T) {
 		_ = os.Remove(path + "2")
 	}
 	sn.image.WorkingSet = path
+	b.destroy(t)
+	sn.recordAgain(t, ws)
 }

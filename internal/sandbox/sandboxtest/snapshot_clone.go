@@ -61,6 +61,7 @@ func (sn *snapshots) clones(t *testing.T, mode sandbox.RestoreMode, images []san
 		t.Fatal(err)
 	}
 	for _, b := range boxes {
+		b.checkDrift(t)
 		sn.checkIdentity(t, b, t.Name()+" "+b.spec.Hostname)
 	}
 	states := make([]guestState, len(boxes))

@@ -1,8 +1,9 @@
 package main
 
 import (
-	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
+	"hash/crc64"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -32,11 +33,13 @@ func remember(r *http.Request) (any, error) {
 	return recall(r)
 }
 
-// recall returns the checksum of what is remembered.
+// recall returns the checksum of what is remembered: one that takes little time
+// on an emulated processor, too, where SHA-256 would be most of the suite's.
 func recall(*http.Request) (any, error) {
-	sum := sha256.Sum256(memories)
-	return hex.EncodeToString(sum[:]), nil
+	return fmt.Sprintf("%016x", crc64.Checksum(memories, ecma)), nil
 }
+
+var ecma = crc64.MakeTable(crc64.ECMA)
 
 // now is the wall clock, in nanoseconds since 1970.
 func now(*http.Request) (any, error) { return time.Now().UnixNano(), nil }
