@@ -56,6 +56,7 @@ func (*Driver) Capabilities() sandbox.Capabilities {
 	return sandbox.Capabilities{
 		Link: sandbox.LinkVeth, OwnKernel: true,
 		Snapshot: true, RestoreModes: slices.Clone(restoreModes), PreparedMode: sandbox.RestoreEager,
+		LayeredSnapshot: true, Disks: true,
 	}
 }
 
@@ -68,6 +69,9 @@ func (*Driver) Capabilities() sandbox.Capabilities {
 func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbox, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
+	}
+	if err := checkDisks(spec, nil); err != nil {
+		return nil, fmt.Errorf("create gVisor sandbox %s: %w", spec.ID, err)
 	}
 	if _, err := cgroup.Load(spec.Cgroup); err != nil {
 		return nil, fmt.Errorf("create gVisor sandbox %s: %w", spec.ID, err)
