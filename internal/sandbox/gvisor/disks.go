@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -108,14 +109,15 @@ func (s *instance) mount(ctx context.Context, disk int, target string) error {
 		return err
 	}
 	defer f.Close()
-	// Before it is done: if it is not, gVisor opens one image more.
-	s.mu.Lock()
-	s.mounts = append(s.mounts, m)
-	s.mu.Unlock()
-	if err := command(ctx, s.socket, mountCommand, map[string]any{"target": m.Target}, f); err != nil {
-		return notRunning(err)
+	err = command(ctx, s.socket, mountCommand, map[string]any{"target": m.Target}, f)
+	var refused *remoteError
+	if !errors.As(err, &refused) {
+		// Also if nobody knows: then gVisor is given one image more at a restore.
+		s.mu.Lock()
+		s.mounts = append(s.mounts, m)
+		s.mu.Unlock()
 	}
-	return nil
+	return notRunning(err)
 }
 
 // mountedDisks are those that the sandbox has now.
