@@ -24,12 +24,12 @@ type mounted struct {
 	Disk   int    // index in Spec.Disks
 	Target string // clean path
 	Bytes  int64  // of the image
-	Super  string // hash of its superblock
+	Begin  string // hash of its first beginBytes
 }
 
-// Where EROFS has its superblock, and how long it is without extensions, in
-// bytes.
-const superOffset, superBytes = 1024, 128
+// beginBytes is how much of an image tells it from others: the superblock, and
+// of most apps all inodes and the content of small files.
+const beginBytes = 64 << 10
 
 // describeDisk says what is mounted with a disk. It must be EROFS.
 func describeDisk(spec *sandbox.Spec, disk int) (mounted, error) {
@@ -37,21 +37,26 @@ func describeDisk(spec *sandbox.Spec, disk int) (mounted, error) {
 		return mounted{}, fmt.Errorf("there is no disk %d in a spec of %d", disk, len(spec.Disks))
 	}
 	name := spec.Disks[disk]
-	_, f, err := ocispec.OpenImage(name)
+	_, closer, err := ocispec.OpenImage(name)
 	if err != nil {
 		return mounted{}, fmt.Errorf("disks[%d]: gVisor mounts EROFS only: %w", disk, err)
 	}
-	defer f.Close()
-	fi, err := os.Stat(name)
+	closer.Close()
+	f, err := os.Open(name)
 	if err != nil {
 		return mounted{}, fmt.Errorf("disks[%d]: %w", disk, err)
 	}
-	super := make([]byte, superBytes)
-	if _, err := f.(io.ReaderAt).ReadAt(super, superOffset); err != nil {
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
 		return mounted{}, fmt.Errorf("disks[%d]: %w", disk, err)
 	}
-	sum := sha256.Sum256(super)
-	return mounted{Disk: disk, Bytes: fi.Size(), Super: hex.EncodeToString(sum[:])}, nil
+	begin := make([]byte, min(fi.Size(), beginBytes))
+	if _, err := io.ReadFull(f, begin); err != nil {
+		return mounted{}, fmt.Errorf("disks[%d]: %w", disk, err)
+	}
+	sum := sha256.Sum256(begin)
+	return mounted{Disk: disk, Bytes: fi.Size(), Begin: hex.EncodeToString(sum[:])}, nil
 }
 
 // checkDisks checks the disks of a spec, and that those that are mounted in
