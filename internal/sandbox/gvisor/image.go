@@ -135,7 +135,7 @@ func checkImage(dirs []string) (*index, error) {
 		// Only the memory must be there.
 		lower, err := readIndex(dir)
 		if errors.Is(err, fs.ErrNotExist) {
-			lower, err = &index{}, nil
+			lower = &index{}
 			_, err = os.Stat(filepath.Join(dir, sandbox.FileMemory))
 		} else if err == nil {
 			err = checkSize(dir, sandbox.FileMemory, lower.Sizes[sandbox.FileMemory])
