@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,10 +18,10 @@ import (
 
 // multiFlags are multivm's.
 type multiFlags struct {
-	config, listen, accel, firerunner string
-	memory                            int64
-	pool                              int
-	boot, request, drain              time.Duration
+	config, listen, sandbox, accel, firerunner string
+	memory                                     int64
+	pool                                       int
+	boot, request, drain                       time.Duration
 }
 
 func newMultiVM(g *globals) *cobra.Command {
@@ -51,6 +52,7 @@ It is also what skep is when it is called by the name multivm.`,
 	f.StringVarP(&m.config, "config", "c", "", "the YAML file")
 	f.Int64Var(&m.memory, "mem", 0, "memory for all functions' VMs, in MB")
 	f.StringVarP(&m.listen, "listen", "l", "", "where to take requests, [ADDR:]PORT; on loopback without an address")
+	f.StringVar(&m.sandbox, "sandbox", "", "what runs the functions: "+strings.Join(sandboxNames, " or ")+" (default: the file's sandbox, or "+sandboxNames[0]+")")
 	f.StringVar(&m.accel, "accel", "auto", "acceleration of QEMU: auto, kvm or tcg")
 	f.StringVar(&m.firerunner, "firerunner", "", "firerunner's program (default: the file's firerunner_path, or skep itself)")
 	f.IntVar(&m.pool, "pool_size", 2, "networks kept ready for new VMs")
@@ -73,6 +75,13 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	if m.memory < 1 {
 		return coded(exitUsage, fmt.Errorf("--mem: %d MB is not a memory", m.memory))
 	}
+	v := &vmmFlags{
+		sandbox: cmp.Or(m.sandbox, conf.Sandbox, sandboxNames[0]),
+		kernel:  conf.KernelPath, kernelArgs: conf.KernelArgs, accel: m.accel,
+	}
+	if err := v.check(cmd.ErrOrStderr()); err != nil {
+		return err
+	}
 	empty, err := placeholder(cmd, g)
 	if err != nil {
 		return err
@@ -80,7 +89,7 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	limits := map[string]controller.Limits{}
 	for name, f := range conf.Functions {
 		machine := f.Machine(name, empty)
-		if err := checkMachine(&machine); err != nil {
+		if err := checkMachine(v, &machine); err != nil {
 			return coded(exitUsage, fmt.Errorf("--config: functions: %s: %s", name, inYAML.Replace(err.Error())))
 		}
 		limits[name] = controller.Limits{MemoryMiB: f.Memory, VMs: f.ConcurrencyLimit}
@@ -88,7 +97,6 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	if m.firerunner == "" {
 		m.firerunner = conf.FirerunnerPath
 	}
-	v := &vmmFlags{kernel: conf.KernelPath, kernelArgs: conf.KernelArgs, accel: m.accel}
 	h, parent, err := openHost(cmd, g, v, m.firerunner, m.pool, log)
 	if err != nil {
 		return err
@@ -132,8 +140,8 @@ func (m *multiFlags) start(ctx context.Context, log *slog.Logger, p runner.Paren
 }
 
 // checkMachine finds before the first request what is wrong with a function.
-func checkMachine(c *runner.Config) error {
-	if err := c.Validate(); err != nil {
+func checkMachine(v *vmmFlags, c *runner.Config) error {
+	if err := errors.Join(c.Validate(), v.checkSets(c)); err != nil {
 		return err
 	}
 	for _, f := range []struct{ flag, path string }{{"runtimefs", c.Rootfs}, {"appfs", c.App}} {

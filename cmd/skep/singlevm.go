@@ -145,6 +145,9 @@ func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
 	if err := c.Validate(); err != nil {
 		return coded(exitUsage, err)
 	}
+	if err := s.checkSets(c); err != nil {
+		return coded(exitUsage, err)
+	}
 	return coded(exitUsage, checkDirs(c))
 }
 
@@ -178,6 +181,9 @@ func checkDirs(c *runner.Config) error {
 
 func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	log := cmd.ErrOrStderr()
+	if err := s.check(log); err != nil {
+		return err
+	}
 	if err := s.complete(cmd, g); err != nil {
 		return err
 	}
@@ -191,7 +197,7 @@ func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	}
 	for i, name := range ignoredNames {
 		if s.ignored[i] != "" {
-			fmt.Fprintf(log, "--%s has no effect here: each VM has a TAP device of its own, --network opens it to public addresses\n", name)
+			fmt.Fprintf(log, "--%s has no effect here: each VM has a network of its own, --network opens it to public addresses\n", name)
 		}
 	}
 	h, parent, err := openHost(cmd, g, &s.vmmFlags, s.firerunner, 0, toolLog(slog.LevelWarn))

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,8 +14,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/daemon"
+	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/gvisor"
+	"github.com/skep-dev/skep/internal/sandbox/gvisor/runscbin"
 	"github.com/skep-dev/skep/internal/sandbox/qemu"
 	"github.com/skep-dev/skep/internal/snapfaas/host"
 	"github.com/skep-dev/skep/internal/snapfaas/images"
@@ -80,14 +86,19 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
+// sandboxNames are the drivers that the tools can use, the default first.
+var sandboxNames = []string{qemu.Name, gvisor.Name}
+
 // vmmFlags say how micro-VMs run, to all three tools.
 type vmmFlags struct {
+	sandbox                   string // the driver's name
 	kernel, kernelArgs, accel string
 	cache                     string // of the driver
 	proved                    bool   // KVM works, the parent has seen it
 }
 
 func (v *vmmFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&v.sandbox, "sandbox", sandboxNames[0], "what runs the functions: "+strings.Join(sandboxNames, " or "))
 	f.StringVarP(&v.kernel, "kernel", "k", v.kernel, "the guests' kernel (default: the newest cloud kernel in /boot)")
 	f.StringVarP(&v.kernelArgs, "kernel_args", "c", v.kernelArgs, "further arguments for the kernel, separated by spaces, or, if there is none, by commas")
 	f.StringVar(&v.accel, "accel", "auto", "acceleration of QEMU: auto, kvm or tcg")
@@ -96,7 +107,7 @@ func (v *vmmFlags) add(f *pflag.FlagSet) {
 
 // args are the flags again.
 func (v *vmmFlags) args() []string {
-	args := []string{"--accel=" + v.accel, "--cache=" + v.cache, fmt.Sprintf("--accel_proved=%t", v.proved)}
+	args := []string{"--sandbox=" + v.sandbox, "--accel=" + v.accel, "--cache=" + v.cache, fmt.Sprintf("--accel_proved=%t", v.proved)}
 	if v.kernel != "" {
 		args = append(args, "--kernel="+v.kernel)
 	}
@@ -106,10 +117,45 @@ func (v *vmmFlags) args() []string {
 	return args
 }
 
+// check looks at flags that are not for every driver, and says those that have
+// no effect.
+func (v *vmmFlags) check(log io.Writer) error {
+	if !slices.Contains(sandboxNames, v.sandbox) {
+		return coded(exitUsage, fmt.Errorf("--sandbox: %q is none of %s", v.sandbox, strings.Join(sandboxNames, ", ")))
+	}
+	if !slices.Contains(daemon.Accels, v.accel) {
+		return coded(exitUsage, fmt.Errorf("--accel: %q is none of %s", v.accel, strings.Join(daemon.Accels, ", ")))
+	}
+	if v.sandbox != gvisor.Name {
+		return nil
+	}
+	for _, f := range []struct{ name, value string }{{"kernel", v.kernel}, {"kernel_args", v.kernelArgs}} {
+		if f.value != "" {
+			fmt.Fprintf(log, "--%s has no effect here: gVisor is a kernel itself\n", f.name)
+		}
+	}
+	v.kernel, v.kernelArgs = "", ""
+	return nil
+}
+
+// checkSets refuses what needs working sets where there are none.
+func (v *vmmFlags) checkSets(c *runner.Config) error {
+	const why = "gVisor cannot see which pages are touched: it copies all of them while the function runs"
+	switch {
+	case v.sandbox != gvisor.Name:
+		return nil
+	case c.Dump.WorkingSet != "":
+		return errors.New("--dump_ws: " + why)
+	case c.Load.WorkingSet:
+		return errors.New("--load_ws: " + why)
+	}
+	return nil
+}
+
 // driver makes the driver of the flags.
-func (v *vmmFlags) driver(g *globals, log *slog.Logger) (*qemu.Driver, error) {
+func (v *vmmFlags) driver(g *globals, log *slog.Logger) (sandbox.Driver, error) {
 	if v.cache == "" {
-		v.cache = filepath.Join(filepath.Dir(baseCache(g)), "qemu")
+		v.cache = filepath.Join(filepath.Dir(baseCache(g)), v.sandbox)
 	}
 	var err error
 	for _, p := range []*string{&v.cache, &v.kernel} {
@@ -119,13 +165,45 @@ func (v *vmmFlags) driver(g *globals, log *slog.Logger) (*qemu.Driver, error) {
 			}
 		}
 	}
-	if !slices.Contains(daemon.Accels, v.accel) {
-		return nil, coded(exitUsage, fmt.Errorf("--accel: %q is none of %s", v.accel, strings.Join(daemon.Accels, ", ")))
+	if v.sandbox == gvisor.Name {
+		return v.gvisor()
 	}
 	return qemu.New(qemu.Config{
 		CacheDir: v.cache, Kernel: v.kernel, Accel: qemu.Accel(v.accel), Proved: v.proved, Log: log,
 		KernelArgs: kernelArgs(v.kernelArgs),
 	})
+}
+
+// gvisor makes that driver, with the program that is part of this one.
+func (v *vmmFlags) gvisor() (sandbox.Driver, error) {
+	if err := os.MkdirAll(v.cache, 0o755); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(v.cache, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close() // which unlocks it
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	runsc, err := runscbin.Extract(filepath.Join(v.cache, "runsc"))
+	if err != nil {
+		return nil, err
+	}
+	return gvisor.New(gvisor.Config{Runsc: runsc}), nil
+}
+
+// reapers remove what VMs of any of the tools' drivers left.
+type reapers []host.Reaper
+
+// Reap implements host.Reaper.
+func (all reapers) Reap(ctx context.Context, s sandbox.State) error {
+	var errs []error
+	for _, r := range all {
+		errs = append(errs, r.Reap(ctx, s))
+	}
+	return errors.Join(errs...)
 }
 
 // kernelArgs splits a list of a kernel's arguments. SnapFaaS has commas between
@@ -153,12 +231,14 @@ func openHost(cmd *cobra.Command, g *globals, v *vmmFlags, firerunner string, po
 	if err != nil {
 		return nil, p, err
 	}
-	accel, err := d.Accel(cmd.Context())
-	if err != nil {
-		return nil, p, err
+	if d, ok := d.(*qemu.Driver); ok {
+		accel, err := d.Accel(cmd.Context())
+		if err != nil {
+			return nil, p, err
+		}
+		// Not each child is to find out again.
+		v.accel, v.proved = string(accel), accel == qemu.AccelKVM
 	}
-	// Not each child is to find out again.
-	v.accel, v.proved = string(accel), accel == qemu.AccelKVM
 	if firerunner == "" {
 		if firerunner, err = os.Executable(); err != nil {
 			return nil, p, err
@@ -169,7 +249,8 @@ func openHost(cmd *cobra.Command, g *globals, v *vmmFlags, firerunner string, po
 		return nil, p, coded(exitUsage, fmt.Errorf("--firerunner: %s is not a program", firerunner))
 	}
 	h, err := host.Open(cmd.Context(), host.Config{
-		Base: filepath.Join(g.runDir(), "snapfaas"), Reaper: d, Pool: pool, Log: log,
+		Base: filepath.Join(g.runDir(), "snapfaas"), Pool: pool, Log: log, Link: d.Capabilities().Link,
+		Reaper: reapers{&qemu.Driver{}, &gvisor.Driver{}}, // neither needs anything for that
 	})
 	if err != nil {
 		return nil, p, err
@@ -212,6 +293,9 @@ func newFirerunner(g *globals) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if isTerminal(os.Stdin) {
 				return coded(exitUsage, errors.New("firerunner is not run by hand: singlevm and multivm start it"))
+			}
+			if err := v.check(os.Stderr); err != nil {
+				return err
 			}
 			d, err := v.driver(g, toolLog(slog.LevelWarn))
 			if err != nil {

@@ -73,6 +73,8 @@ type Capabilities struct {
 	OnDemandMemory bool
 	// BlockDevices: the root file system is attached as a block device.
 	BlockDevices bool
+	// Disks: Spec.Disks may be given, the driver's sandboxes are Mounters.
+	Disks bool
 	// RootfsXattrs: the root file system may have extended attributes.
 	RootfsXattrs bool
 }
@@ -118,8 +120,8 @@ type Spec struct {
 	// Cgroup is the sandbox's cgroup path, relative to the hierarchy's root,
 	// e.g. "skep-1a2b3c4d/0123456789abcdef". The driver makes and removes it.
 	Cgroup string
-	// Disks are further read-only file systems, attached in this order as
-	// block devices after the root's. It needs BlockDevices.
+	// Disks are further read-only file systems, for Mounter.Mount: EROFS
+	// images, or others that the driver knows. It needs Capabilities.Disks.
 	Disks []string
 	// Stdout and Stderr take the output of Process. They outlive Create
 	// (the caller closes them after Destroy) and may be FIFOs.
@@ -200,6 +202,15 @@ type Sandbox interface {
 type PortWaiter interface {
 	// WaitPort returns nil once something listens on the TCP port.
 	WaitPort(ctx context.Context, port int) error
+}
+
+// Mounter is implemented by the sandboxes of drivers whose Capabilities say
+// Disks.
+type Mounter interface {
+	// Mount mounts a disk, read-only, on a directory of the running sandbox;
+	// disk 0 is Spec.Disks[0]. It is part of snapshots that are made afterwards,
+	// and sandboxes restored from these need the same disk.
+	Mount(ctx context.Context, disk int, target string) error
 }
 
 // Exec is a process to run in a running sandbox.

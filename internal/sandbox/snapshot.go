@@ -75,7 +75,9 @@ type Compatibility struct {
 // which are small.
 const (
 	// FileMemory is the memory, sparse: a hole is zeros in the last folder of
-	// an Image, and in the others lets the next folder's show.
+	// an Image, and in the others lets the next folder's show. It is never shorter
+	// than that of the folder below, and where all have been made one file a driver
+	// restores from that alone.
 	FileMemory = "memory"
 	// FileState is everything else that the driver saves.
 	FileState = "state"

@@ -97,8 +97,8 @@ public class Workload {
 `
 
 // TestLanguages takes the other languages, with apps that have dependencies,
-// through a boot, a language snapshot, a diff and a restore from both. Python
-// is in TestWalkthrough.
+// through a boot, a language snapshot, a diff and a restore from both, on each
+// driver. Python is in TestWalkthrough.
 func TestLanguages(t *testing.T) {
 	if os.Getenv("SKEP_SNAPFAAS_ALL") == "" {
 		t.Skip("takes minutes without KVM: SKEP_SNAPFAAS_ALL=1")
@@ -113,17 +113,21 @@ func TestLanguages(t *testing.T) {
 			for file, text := range app.files {
 				w.write(name+"/"+file, text)
 			}
-			w.mkdir("rootfs", "appfs", "base/"+name, "diff/"+name)
+			w.mkdir("rootfs", "appfs")
 			w.run("", "skep runtime build "+name+" rootfs/"+name)
 			w.run("", "skep app build "+name+" appfs/"+name)
-			machine := "singlevm --mem_size 256 --rootfs rootfs/" + name
-			whole := machine + " --appfs appfs/" + name
-			w.run("", machine+" --dump_dir base/"+name+" --force_exit")
-			w.run("", whole+" --load_dir base/"+name+" --dump_dir diff/"+name+" --force_exit")
-			for _, line := range []string{whole, whole + " --load_dir base/" + name, whole + " --load_dir base/" + name + ",diff/" + name} {
-				got, _ := w.run("{\"text\":\"2 days\"}\n{\"payload\":{\"text\":\"2 days\"}}\n", line)
-				if want := strings.Repeat(app.want+"\n", 2); got != want {
-					t.Errorf("%s: %q, want %q", line, got, want)
+			for _, sandbox := range []string{"gvisor", "qemu"} {
+				base, diff := sandbox+"/base/"+name, sandbox+"/diff/"+name
+				w.mkdir(base, diff)
+				machine := "singlevm --sandbox " + sandbox + " --mem_size 256 --rootfs rootfs/" + name
+				whole := machine + " --appfs appfs/" + name
+				w.run("", machine+" --dump_dir "+base+" --force_exit")
+				w.run("", whole+" --load_dir "+base+" --dump_dir "+diff+" --force_exit")
+				for _, line := range []string{whole, whole + " --load_dir " + base, whole + " --load_dir " + base + "," + diff} {
+					got, _ := w.run("{\"text\":\"2 days\"}\n{\"payload\":{\"text\":\"2 days\"}}\n", line)
+					if want := strings.Repeat(app.want+"\n", 2); got != want {
+						t.Errorf("%s: %q, want %q", line, got, want)
+					}
 				}
 			}
 		})

@@ -104,8 +104,11 @@ import socket
 
 def handle(obj):
     out = {"idna": idna.encode("b\u00fccher.example").decode()}
-    with open("/proc/sys/vm/swappiness") as f:
-        out["swappiness"] = int(f.read())
+    try:
+        with open("/proc/sys/vm/swappiness") as f:
+            out["swappiness"] = int(f.read())
+    except FileNotFoundError:  # gVisor has none
+        out["swappiness"] = 0
     try:
         with socket.create_connection(("203.0.113.2", 7), timeout=2) as s:
             out["server"] = s.recv(100).decode()
@@ -126,6 +129,8 @@ func (w *world) probes(machine, base string) {
 	for _, test := range []struct{ flags, want string }{
 		{" --network --kernel_args sysctl.vm.swappiness=41,quiet", `{"idna":"xn--bcher-kva.example","swappiness":41,"server":"welcome"}`},
 		{base + " --network", `{"idna":"xn--bcher-kva.example","swappiness":60,"server":"welcome"}`},
+		{" --sandbox gvisor --load_dir gvisor/python3 --network", `{"idna":"xn--bcher-kva.example","swappiness":0,"server":"welcome"}`},
+		{" --sandbox gvisor --load_dir gvisor/python3", `{"idna":"xn--bcher-kva.example","swappiness":0,"server":"out of reach"}`},
 		{base, `{"idna":"xn--bcher-kva.example","swappiness":60,"server":"out of reach"}`},
 	} {
 		line := "singlevm" + machine + test.flags

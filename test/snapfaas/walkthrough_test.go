@@ -1,5 +1,5 @@
 // Package snapfaas runs the walk-through of SnapFaaS's README, line by line,
-// with the real binary under its three names and micro-VMs of QEMU's.
+// with the real binary under its three names, and what it can of it on gVisor.
 package snapfaas
 
 import (
@@ -212,6 +212,11 @@ func TestWalkthrough(t *testing.T) {
 
 	const machine = " --rootfs rootfs/python3.ext4 --mem_size 128 --vcpu_count 1"
 	const hello = " --appfs appfs/hello-python3.ext2"
+	t.Run("gvisor", func(t *testing.T) {
+		w := *w
+		w.t = t
+		w.onGVisor(machine, hello)
+	})
 
 	// Basic Usage
 	w.wantAnswers("singlevm"+machine+hello, "app loaded: ")
@@ -273,7 +278,7 @@ func TestWalkthrough(t *testing.T) {
 	}
 
 	w.probes(machine, base)
-	w.cluster()
+	w.cluster(yaml)
 }
 
 // badLines sends lines that are no requests among others, which are answered.
@@ -304,7 +309,7 @@ functions:
 `
 
 // cluster is Cluster Mode.
-func (w *world) cluster() {
+func (w *world) cluster(yaml string) {
 	t := w.t
 	w.write("controller.yaml", yaml)
 	w.write("bad.yaml", "functions: {hello: {runtimefs: rootfs/python3.ext4, colour: red}}")

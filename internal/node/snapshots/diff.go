@@ -118,10 +118,11 @@ func writeFlat(ctx context.Context, cr *snapshot.Creation, dirs []string) (ref s
 		if err != nil {
 			return ref, err
 		}
-		if size != 0 && size != info.Size() {
-			return ref, fmt.Errorf("%s has %d bytes, the one above it %d", f.Name(), info.Size(), size)
+		// A memory that grows, as gVisor's, may be longer than what it was.
+		if len(layers) > 0 && info.Size() > size {
+			return ref, fmt.Errorf("%s has %d bytes, the newest above it %d", f.Name(), info.Size(), size)
 		}
-		size = info.Size()
+		size = max(size, info.Size())
 		l, err := pager.SparseLayer(f)
 		if err != nil {
 			return ref, err

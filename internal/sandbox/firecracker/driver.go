@@ -58,6 +58,7 @@ func (d *Driver) Capabilities() sandbox.Capabilities {
 		LayeredSnapshot:        true,
 		OnDemandMemory:         true,
 		BlockDevices:           true,
+		Disks:                  true,
 		RootfsXattrs:           true,
 	}
 }

@@ -81,7 +81,8 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	}
 	b.Origin = &microvm.Origin{
 		Saved: &saved.Saved, NewDisks: saved.NewDisks(&now.Saved),
-		Run: func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
+		Run:  func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
+		Stop: func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Paused) },
 	}
 	if b.image, err = microvm.OpenImage(r.Image, saved.MemoryMiB*mib); err != nil {
 		return err
@@ -133,6 +134,9 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 		}
 	}
 	b.AddPhase("load", begin)
+	if r.Ahead && !r.Record {
+		return b.Ahead(ctx)
+	}
 	return nil
 }
 

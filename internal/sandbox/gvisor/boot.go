@@ -55,6 +55,7 @@ func prepareBoot(f *flag.FlagSet) error {
 	if err != nil {
 		return err
 	}
+	handleMounts()
 	if a[annotationHold] != "" {
 		holdFirstRun()
 		time.AfterFunc(startTime, idleGC)
@@ -62,6 +63,7 @@ func prepareBoot(f *flag.FlagSet) error {
 	return errors.Join(setFlags(f, a), limitTasks(a[annotationPIDs]), atFirstRun(func(k *kernel.Kernel) error {
 		// Not just when the function has its first request.
 		time.AfterFunc(startTime, normalGC)
+		runs(k)
 		return id.write(k)
 	}))
 }

@@ -11,9 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/sentry/kernel"
 	"gvisor.dev/gvisor/pkg/sentry/platform"
-	"gvisor.dev/gvisor/pkg/sentry/seccheck"
 	"gvisor.dev/gvisor/pkg/state"
-	gvboot "gvisor.dev/gvisor/runsc/boot"
 )
 
 // firstRun is what this process, a sandbox, does once, when its kernel is
@@ -44,31 +42,15 @@ func atFirstRun(do func(*kernel.Kernel) error) error {
 func holdFirstRun() {
 	firstRun.hold = make(chan struct{})
 	var once sync.Once
-	seccheck.RegisterSink(seccheck.SinkDesc{
-		Name: releaseSink,
-		New: func(map[string]any, *fd.FD) (seccheck.Sink, error) {
-			once.Do(func() { close(firstRun.hold) })
-			return &released{}, nil
-		},
+	handleCommand(releaseCommand, func(map[string]any, *fd.FD) error {
+		once.Do(func() { close(firstRun.hold) })
+		return nil
 	})
 }
 
-// releaseSink is the name of a sink of gVisor's runtime monitoring. What it
-// does happens when it is made: gVisor's control socket has no better place for
-// a call of our own.
-const releaseSink = "skep-release"
-
-type released struct{ seccheck.SinkDefaults }
-
-// Name implements seccheck.Sink.
-func (*released) Name() string { return releaseSink }
-
 // release has the tasks in the sandbox that is at socket go on.
 func release(ctx context.Context, socket string) error {
-	args := &gvboot.CreateTraceSessionArgs{Config: seccheck.SessionConfig{
-		Name: seccheck.DefaultSessionName, Sinks: []seccheck.SinkConfig{{Name: releaseSink}},
-	}}
-	return call(ctx, socket, gvboot.ContMgrCreateTraceSession, args, nil)
+	return command(ctx, socket, releaseCommand, nil, nil)
 }
 
 // watchingConstructor makes platforms that see the tasks.

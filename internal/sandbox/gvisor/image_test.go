@@ -21,7 +21,7 @@ func writeImage(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	if err := writeIndex(dir); err != nil {
+	if err := writeIndex(dir, index{ID: "1"}); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -40,7 +40,8 @@ func TestCheckRestore(t *testing.T) {
 		{name: "eager", restore: sandbox.Restore{Image: sandbox.Image{Dirs: []string{good}}, Mode: sandbox.RestoreEager}},
 		{name: "mode", restore: sandbox.Restore{Image: sandbox.Image{Dirs: []string{good}}, Mode: sandbox.RestoreMap}, err: `"map"`, is: sandbox.ErrUnsupported},
 		{name: "record", restore: sandbox.Restore{Image: sandbox.Image{Dirs: []string{good}}, Record: true}, err: "working set", is: sandbox.ErrUnsupported},
-		{name: "layers", restore: sandbox.Restore{Image: sandbox.Image{Dirs: []string{good, good}}}, err: "2 layers", is: sandbox.ErrUnsupported},
+		{name: "layers", restore: sandbox.Restore{Image: sandbox.Image{Dirs: make([]string, maxLayers+1)}}, err: "65 layers"},
+		{name: "foreign base", restore: sandbox.Restore{Image: sandbox.Image{Dirs: []string{good, good}}}, err: "is not a difference from"},
 		{name: "none", err: "0 layers"},
 		{name: "version", err: "made by gVisor another", damage: func(t *testing.T, dir string) {
 			rewrite(t, filepath.Join(dir, fileIndex), Version(), "another")
@@ -61,7 +62,7 @@ func TestCheckRestore(t *testing.T) {
 				test.damage(t, dir)
 				r.Image.Dirs = []string{dir}
 			}
-			err := checkRestore(&r)
+			_, err := checkRestore(&r)
 			switch {
 			case test.err == "" && (err != nil || r.Mode == ""):
 				t.Errorf("mode %q, error %v", r.Mode, err)

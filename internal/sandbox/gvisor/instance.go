@@ -29,12 +29,14 @@ type instance struct {
 	socket string // path of the control socket
 
 	restore *sandbox.Restore // from which it starts; nil: it starts the function
-	saving  chan struct{}    // full while a snapshot is made
+	base    *index           // of what it is restored from
+	saving  chan struct{}    // full while a snapshot is made, or a disk mounted
 
 	mu       sync.Mutex // of what follows; Start holds it throughout
 	launcher *launcher
 	started  bool // Start was called
 	watched  bool // the watch runs: it will finish
+	mounts   []mounted
 	phases   []sandbox.Phase
 
 	finish func(sandbox.Exit) // the first call counts; ends life
@@ -65,7 +67,9 @@ func (s *instance) create(ctx context.Context) (err error) {
 	begin := time.Now()
 	var args []string
 	if s.restore != nil {
-		args = append(args, "--restore="+s.restore.Image.Dirs[0])
+		for _, dir := range s.restore.Image.Dirs {
+			args = append(args, "--restore="+dir)
+		}
 		if s.restore.Mode == sandbox.RestoreBackground {
 			args = append(args, "--background")
 		}
@@ -106,7 +110,7 @@ func (s *instance) writeBundle() error {
 		return err
 	}
 	defer closer.Close()
-	spec, err := newSpec(&s.spec, image, s.restore)
+	spec, err := newSpec(&s.spec, image, s.restore, s.mounts)
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ type launchReport struct {
 // sandbox.
 type launch struct {
 	bundle     string
-	restore    string
+	restore    []string // folders of a snapshot, the newest first
 	background bool
 }
 
@@ -74,13 +74,16 @@ func (*launch) Synopsis() string { return "create a sandbox, then start it when 
 
 // Usage implements subcommands.Command.
 func (*launch) Usage() string {
-	return launchCommand + " --bundle DIR [--restore DIR [--background]] ID\n"
+	return launchCommand + " --bundle DIR [--restore DIR... [--background]] ID\n"
 }
 
 // SetFlags implements subcommands.Command.
 func (l *launch) SetFlags(f *flag.FlagSet) {
 	f.StringVar(&l.bundle, "bundle", "", "directory that will hold config.json")
-	f.StringVar(&l.restore, "restore", "", "directory that holds a snapshot to start from")
+	f.Func("restore", "directory that holds a snapshot to start from; then those that it is a difference from", func(dir string) error {
+		l.restore = append(l.restore, dir)
+		return nil
+	})
 	f.BoolVar(&l.background, "background", false, "load the snapshot's memory behind the running function")
 }
 
@@ -142,7 +145,7 @@ func (p *launching) run(ctx context.Context, id string, l *launch) error {
 		}
 		r.PID = p.container.SandboxPid()
 		r.Socket = p.container.Sandbox.ControlSocketPath
-		if l.restore != "" {
+		if len(l.restore) > 0 {
 			return p.prepareRestore(ctx, l)
 		}
 		return nil
@@ -151,7 +154,7 @@ func (p *launching) run(ctx context.Context, id string, l *launch) error {
 		return err
 	}
 	err = p.obey(stepStart, func(*launchReport) error {
-		if l.restore != "" {
+		if len(l.restore) > 0 {
 			return p.startRestored(ctx, l)
 		}
 		return p.container.Start(p.conf)

@@ -16,6 +16,8 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/state/stateipc"
 	"gvisor.dev/gvisor/pkg/unet"
 	"gvisor.dev/gvisor/pkg/urpc"
+
+	"github.com/skep-dev/skep/internal/sandbox"
 )
 
 // A sandbox that is restored can read the snapshot's files by itself, with
@@ -32,15 +34,15 @@ const (
 
 // pageServer serves the files of a snapshot to one sandbox.
 type pageServer struct {
-	dir  string // of the snapshot
+	dirs []string // of the snapshot, the newest first
 	rpc  *urpc.Server
 	open sync.WaitGroup // files that are not closed yet
 }
 
-// servePages serves the files in dir, and returns the client's end of the
+// servePages serves the files in folders, and returns the client's end of the
 // connection, which the caller closes when the sandbox has it.
-func servePages(dir string) (*pageServer, *os.File, error) {
-	s := &pageServer{dir: dir, rpc: urpc.NewServer()}
+func servePages(dirs []string) (*pageServer, *os.File, error) {
+	s := &pageServer{dirs: dirs, rpc: urpc.NewServer()}
 	files, err := stateipc.NewAsyncFileServer(s)
 	if err != nil {
 		return nil, nil, fmt.Errorf("serve the snapshot: %w", err)
@@ -75,7 +77,7 @@ func (*pageServer) OpenWrite(path string) (stateio.AsyncWriter, error) {
 func (s *pageServer) OpenRead(path string) (stateio.AsyncReader, error) {
 	for _, f := range imageFiles {
 		if f.gvisor == path {
-			r, err := openPages(filepath.Join(s.dir, f.name))
+			r, err := s.openPages(f.name)
 			if err != nil {
 				return nil, err
 			}
@@ -87,9 +89,10 @@ func (s *pageServer) OpenRead(path string) (stateio.AsyncReader, error) {
 	return nil, &os.PathError{Op: "open", Path: path, Err: unix.ENOENT}
 }
 
-// pageReader reads one file. It implements stateio.AsyncReader.
+// pageReader reads one file, or the memory. It implements stateio.AsyncReader.
 type pageReader struct {
-	src     []byte // mapping of the file
+	src     [][]byte // mappings of the files
+	memory  *memory  // nil if it is one file
 	done    func()
 	mu      sync.Mutex // of dsts
 	dsts    []int      // descriptors of files to read to
@@ -107,7 +110,29 @@ type pageRead struct {
 	err error
 }
 
-func openPages(path string) (*pageReader, error) {
+// openPages opens one of a snapshot's files: the memory of all folders, the
+// others of the first.
+func (s *pageServer) openPages(name string) (_ *pageReader, err error) {
+	r := &pageReader{}
+	dirs := s.dirs[:1]
+	if name == sandbox.FileMemory {
+		if r.memory, err = openMemory(s.dirs); err != nil {
+			return nil, err
+		}
+		defer r.memory.close() //nolint:errcheck // read only; the mappings stay
+		dirs = s.dirs
+	}
+	for _, dir := range dirs {
+		b, err := mapFile(filepath.Join(dir, name))
+		if err != nil {
+			return nil, errors.Join(err, r.unmap())
+		}
+		r.src = append(r.src, b)
+	}
+	return r, nil
+}
+
+func mapFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -120,21 +145,41 @@ func openPages(path string) (*pageReader, error) {
 	if fi.Size() == 0 {
 		return nil, &os.PathError{Op: "read", Path: path, Err: io.ErrUnexpectedEOF}
 	}
-	src, err := unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	b, err := unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return nil, &os.PathError{Op: "mmap", Path: path, Err: err}
 	}
-	return &pageReader{src: src}, nil
+	return b, nil
+}
+
+func (r *pageReader) unmap() error {
+	var errs []error
+	for _, b := range r.src {
+		errs = append(errs, unix.Munmap(b))
+	}
+	return errors.Join(errs...)
 }
 
 // Close implements stateio.AsyncReader.
 func (r *pageReader) Close() error {
 	defer r.done()
-	errs := []error{unix.Munmap(r.src)}
+	errs := []error{r.unmap()}
 	for _, fd := range r.dsts {
 		errs = append(errs, unix.Close(fd))
 	}
 	return errors.Join(errs...)
+}
+
+// at is what there is from off on, nothing if there is nothing.
+func (r *pageReader) at(off int64) []byte {
+	file, end := 0, int64(len(r.src[0]))
+	if r.memory != nil {
+		file, end = r.memory.find(off)
+	}
+	if file < 0 || off < 0 || off >= int64(len(r.src[file])) {
+		return nil
+	}
+	return r.src[file][off:min(end, int64(len(r.src[file])))]
 }
 
 // MaxReadBytes implements stateio.AsyncReader.
@@ -180,7 +225,7 @@ func (r *pageReader) Wait(cs []stateio.Completion, _ int) ([]stateio.Completion,
 			if i >= len(r.pending) {
 				return
 			}
-			r.pending[i].copy(r.src)
+			r.copy(&r.pending[i])
 		}
 	}
 	var workers sync.WaitGroup
@@ -196,17 +241,24 @@ func (r *pageReader) Wait(cs []stateio.Completion, _ int) ([]stateio.Completion,
 	return cs, nil
 }
 
-// copy does the read. If the file has become shorter than its mapping, the
-// kernel cannot read there, and write fails with EFAULT.
-func (p *pageRead) copy(src []byte) {
+// copy does a read. gVisor says where in a file of pages one after the other it
+// begins; of the memory, each page is where it belongs. If a file has become
+// shorter than its mapping, the kernel cannot read there, and write fails with
+// EFAULT.
+func (r *pageReader) copy(p *pageRead) {
 	for _, fr := range p.ranges {
 		for fr.Length() > 0 {
-			if p.off < 0 || p.off >= int64(len(src)) {
+			off := p.off
+			if r.memory != nil {
+				off = int64(fr.Start) //nolint:gosec // checked by stateipc
+			}
+			from := r.at(off)
+			if len(from) == 0 {
 				p.err = io.EOF
 				return
 			}
-			from := src[p.off:min(p.off+int64(fr.Length()), int64(len(src)))] //nolint:gosec // at most pageReadBytes
-			n, err := unix.Pwrite(p.dst, from, int64(fr.Start))               //nolint:gosec // checked by stateipc
+			from = from[:min(fr.Length(), uint64(len(from)))]
+			n, err := unix.Pwrite(p.dst, from, int64(fr.Start)) //nolint:gosec // checked by stateipc
 			if errors.Is(err, unix.EINTR) {
 				continue
 			}

@@ -13,20 +13,22 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/memmap"
 	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
 	"gvisor.dev/gvisor/pkg/sentry/state/stateio"
+
+	"github.com/skep-dev/skep/internal/sandbox"
 )
 
-// openTestPages opens a memory file of n random bytes, and a file to read to.
+// openTestPages opens a file of n random bytes, and a file to read to.
 func openTestPages(t *testing.T, n int) (_ *pageReader, content []byte, dst int, path string) {
 	t.Helper()
 	dir := t.TempDir()
 	content = make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(content)
-	path = filepath.Join(dir, "memory")
+	path = filepath.Join(dir, sandbox.FileState)
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := &pageServer{dir: dir}
-	ar, err := s.OpenRead(checkpointfiles.PagesFileName)
+	s := &pageServer{dirs: []string{dir}}
+	ar, err := s.OpenRead(checkpointfiles.StateFileName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +108,7 @@ func TestPagesTruncated(t *testing.T) {
 }
 
 func TestPagesRefused(t *testing.T) {
-	s := &pageServer{dir: t.TempDir()}
+	s := &pageServer{dirs: []string{t.TempDir()}}
 	for _, name := range []string{"", "../state", "memory", checkpointfiles.StateFileName} {
 		if _, err := s.OpenRead(name); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("OpenRead(%q): %v", name, err)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"slices"
 
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/state/statefile"
@@ -16,13 +18,17 @@ import (
 // Save implements sandbox.Saver. gVisor cannot be interrupted in it: when ctx
 // ends Save returns at once, and the sandbox stands still until it has written
 // what nobody wants any more.
+//
+// The sandbox stands still while it writes all its pages, also for a difference:
+// gVisor does not know which of them have changed. They are compared when it
+// runs again.
 func (s *instance) Save(ctx context.Context, o sandbox.SaveOptions) error {
 	err := s.running()
-	if err == nil && o.Diff {
-		err = fmt.Errorf("save a difference: %w", sandbox.ErrUnsupported)
+	if err == nil && o.Diff && s.restore == nil {
+		err = errors.New("save a difference: the sandbox was booted, there is nothing that it differs from")
 	}
 	if err == nil {
-		err = s.save(ctx, o.Dir)
+		err = s.save(ctx, o)
 	}
 	if err != nil {
 		return fmt.Errorf("save gVisor sandbox %s: %w", s.spec.ID, err)
@@ -30,7 +36,7 @@ func (s *instance) Save(ctx context.Context, o sandbox.SaveOptions) error {
 	return nil
 }
 
-func (s *instance) save(ctx context.Context, dir string) (err error) {
+func (s *instance) save(ctx context.Context, o sandbox.SaveOptions) (err error) {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -40,19 +46,21 @@ func (s *instance) save(ctx context.Context, dir string) (err error) {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	files, err := createImage(dir)
+	files, err := createImage(o.Dir)
 	if err != nil {
 		<-s.saving
 		return err
 	}
+	x := index{ID: sandbox.NewID()}
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-s.saving }()
-		err := checkpoint(context.WithoutCancel(ctx), s.socket, files)
-		for _, f := range files {
-			err = errors.Join(err, f.Close())
+		x.Mounts = s.mountedDisks() // no more come
+		err := checkpoint(context.WithoutCancel(ctx), s.socket, files.files())
+		if err == nil {
+			x.Pages, err = s.layOut(ctx, files, o.Diff)
 		}
-		done <- err
+		done <- errors.Join(err, files.close())
 	}()
 	select {
 	case err = <-done:
@@ -61,10 +69,13 @@ func (s *instance) save(ctx context.Context, dir string) (err error) {
 		err = context.Cause(ctx)
 	}
 	if err == nil {
-		err = writeIndex(dir)
+		if o.Diff {
+			x.Base = s.base.ID
+		}
+		err = writeIndex(o.Dir, x)
 	}
 	if err != nil {
-		err = errors.Join(err, removeImage(dir))
+		err = errors.Join(err, removeImage(o.Dir))
 	}
 	return err
 }
@@ -79,6 +90,38 @@ func checkpoint(ctx context.Context, socket string, files []*os.File) error {
 		// Restoring takes time for each page, and is done more often.
 		AppMFExcludeCommittedZeroPages: true,
 	}, nil, files...)
+}
+
+// layOut makes the memory of a snapshot out of the pages that were saved. It
+// returns how many bytes they are.
+func (s *instance) layOut(ctx context.Context, files *image, diff bool) (n int64, err error) {
+	b, err := io.ReadAll(io.NewSectionReader(files.ranges, 0, maxRanges))
+	if err != nil {
+		return 0, err
+	}
+	ranges, size, err := parseRanges(b)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", fileRanges, err)
+	}
+	var base *memory
+	if diff {
+		m, err := openMemory(s.restore.Image.Dirs)
+		if err != nil {
+			return 0, err
+		}
+		defer m.close() //nolint:errcheck // read only
+		size = max(size, slices.Max(m.sizes))
+		// Where a hole cannot be as small as a page, there shall be none.
+		if ok, err := holes(files.memory); err != nil {
+			return 0, err
+		} else if ok {
+			base = m
+		}
+	}
+	if err := files.memory.Truncate(size); err != nil {
+		return 0, err
+	}
+	return layOut(ctx, files.saved, ranges, base, files.memory)
 }
 
 var _ sandbox.Saver = (*instance)(nil)

@@ -76,14 +76,18 @@ func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Rest
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	if err := checkRestore(&r); err != nil {
+	base, err := checkRestore(&r)
+	if err == nil {
+		err = checkDisks(spec, base.Mounts)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("restore gVisor sandbox %s: %w", spec.ID, err)
 	}
 	if _, err := cgroup.Load(spec.Cgroup); err != nil {
 		return nil, fmt.Errorf("restore gVisor sandbox %s: %w", spec.ID, err)
 	}
 	s := newInstance(d.runsc, spec)
-	s.restore = &r
+	s.restore, s.base, s.mounts = &r, base, base.Mounts
 	if err := s.create(ctx); err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 		defer cancel()
@@ -92,25 +96,31 @@ func (d *Driver) Prepare(ctx context.Context, spec *sandbox.Spec, r sandbox.Rest
 	return s, nil
 }
 
+// maxLayers bounds the folders of an Image.
+const maxLayers = 64
+
 // checkRestore checks that r can be done, and fills in the mode.
-func checkRestore(r *sandbox.Restore) error {
+func checkRestore(r *sandbox.Restore) (*index, error) {
 	if r.Mode == "" {
 		r.Mode = restoreModes[0]
 	}
-	switch {
+	switch n := len(r.Image.Dirs); {
 	case !slices.Contains(restoreModes, r.Mode):
-		return fmt.Errorf("mode %q: %w; there are %q", r.Mode, sandbox.ErrUnsupported, restoreModes)
+		return nil, fmt.Errorf("mode %q: %w; there are %q", r.Mode, sandbox.ErrUnsupported, restoreModes)
 	case r.Record:
-		return fmt.Errorf("record a working set: %w", sandbox.ErrUnsupported)
-	case len(r.Image.Dirs) != 1:
-		return fmt.Errorf("a snapshot of %d layers: %w; there must be one", len(r.Image.Dirs), sandbox.ErrUnsupported)
+		return nil, fmt.Errorf("record a working set: %w", sandbox.ErrUnsupported)
+	case n == 0 || n > maxLayers:
+		return nil, fmt.Errorf("a snapshot of %d layers: there must be 1 to %d", n, maxLayers)
 	}
-	dir, err := filepath.Abs(r.Image.Dirs[0])
-	if err != nil {
-		return err
+	dirs := make([]string, len(r.Image.Dirs))
+	for i, dir := range r.Image.Dirs {
+		var err error
+		if dirs[i], err = filepath.Abs(dir); err != nil { // also for the launcher, which is elsewhere
+			return nil, err
+		}
 	}
-	r.Image.Dirs = []string{dir} // also for the launcher, which is elsewhere
-	return checkImage(dir)
+	r.Image.Dirs = dirs
+	return checkImage(dirs)
 }
 
 var _ sandbox.Snapshotter = (*Driver)(nil)

@@ -62,7 +62,7 @@ func runscFlags(root string) []string {
 // newSpec makes the OCI runtime spec, and the files that it refers to. A
 // sandbox that is restored has its files already, and is told which must be
 // its own.
-func newSpec(s *sandbox.Spec, image fs.FS, restore *sandbox.Restore) (*specs.Spec, error) {
+func newSpec(s *sandbox.Spec, image fs.FS, restore *sandbox.Restore, mounts []mounted) (*specs.Spec, error) {
 	r := ocispec.Defaults(s.Resources)
 	spec, err := ocispec.New(s, ocispec.Options{
 		Root:  "/", // not used, see the annotations
@@ -102,6 +102,11 @@ func newSpec(s *sandbox.Spec, image fs.FS, restore *sandbox.Restore) (*specs.Spe
 	if restore != nil {
 		if err := setIdentity(spec, files); err != nil {
 			return nil, err
+		}
+		for _, m := range mounts { // so gVisor opens them again
+			spec.Mounts = append(spec.Mounts, specs.Mount{
+				Destination: m.Target, Type: "erofs", Source: s.Disks[m.Disk], Options: []string{"ro"},
+			})
 		}
 		if restore.Mode == sandbox.RestoreEager {
 			spec.Annotations[annotationHold] = "yes"

@@ -104,6 +104,7 @@ func Run(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, opts Options
 		{"Stats", testStats},
 		{"Many", testMany},
 		{"Reap", testReap},
+		{"Disks", testDisks},
 		{"Snapshot", testSnapshot},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.fn(t, s) })

@@ -3,8 +3,6 @@ package sandboxtest
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -12,7 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -248,61 +245,5 @@ func (sn *snapshots) testLimits(t *testing.T) {
 	}
 	if e := b.wait(t); !e.OOMKilled || e.Code == 0 {
 		t.Errorf("hog ended with %+v, want OOMKilled and a code", e)
-	}
-}
-
-// testAgain makes a snapshot of a restored sandbox, and one of that.
-func (sn *snapshots) testAgain(t *testing.T) {
-	layered := sn.driver.Capabilities().LayeredSnapshot
-	image, state := sn.image, sn.state
-	for generation := range 2 {
-		b := sn.clone(t, sandbox.Restore{Image: image}, fmt.Sprint("generation-", generation))
-		b.create(t)
-		b.start(t)
-		b.check(t, &state)
-		state.own = "written by " + b.spec.Hostname
-		b.get(t, "/write", nil, "path", "/srv/own", "data", state.own)
-		next := sandbox.Image{Dirs: []string{sn.save(t, b, layered)}}
-		if layered {
-			next.Dirs = append(next.Dirs, image.Dirs...)
-			sn.checkSmaller(t, next)
-			if generation == 0 { // one that stands alone is possible, too
-				whole := sandbox.Image{Dirs: []string{sn.save(t, b, false)}}
-				alone := sn.clone(t, sandbox.Restore{Image: whole}, "alone")
-				alone.create(t)
-				alone.start(t)
-				st := state
-				alone.check(t, &st)
-			}
-		}
-		goesOn := state
-		b.check(t, &goesOn)
-		b.destroy(t)
-		image = next
-	}
-	for _, mode := range sn.driver.Capabilities().RestoreModes {
-		b := sn.clone(t, sandbox.Restore{Image: image, Mode: mode}, "again-"+strings.ReplaceAll(string(mode), "+", "-"))
-		b.create(t)
-		b.start(t)
-		sn.checkIdentity(t, b, t.Name()+" "+string(mode))
-		st := state
-		b.check(t, &st)
-	}
-}
-
-// checkSmaller checks that a difference takes less room than the whole.
-func (sn *snapshots) checkSmaller(t *testing.T, image sandbox.Image) {
-	t.Helper()
-	size := func(dir string) int64 {
-		var st unix.Stat_t
-		if err := unix.Stat(filepath.Join(dir, sandbox.FileMemory), &st); err != nil {
-			t.Fatal(&os.PathError{Op: "stat", Path: dir, Err: err})
-		}
-		return st.Blocks * 512
-	}
-	diff, whole := size(image.Dirs[0]), size(image.Dirs[len(image.Dirs)-1])
-	t.Logf("the difference takes %d bytes, the first snapshot %d", diff, whole)
-	if diff >= whole {
-		t.Errorf("the difference takes %d bytes, the first snapshot %d", diff, whole)
 	}
 }

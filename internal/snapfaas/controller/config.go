@@ -31,6 +31,7 @@ const (
 // Config is the controller's YAML file, as SnapFaaS has it.
 type Config struct {
 	AllowNetwork   bool                `json:"allow_network"`
+	Sandbox        string              `json:"sandbox"` // Skep's own: the driver's name
 	FirerunnerPath string              `json:"firerunner_path"`
 	KernelPath     string              `json:"kernel_path"`
 	KernelArgs     string              `json:"kernel_boot_args"`

@@ -34,8 +34,11 @@ type Config struct {
 	// Base is the folder in which every tool has one of its own. Its path must
 	// be short. It is made if missing.
 	Base string
-	// Reaper of the micro-VMs.
+	// Reaper of the micro-VMs, also of those of dead tools, which may have had
+	// another driver.
 	Reaper Reaper
+	// Link is the kind of network that the VMs have. The default is a TAP device.
+	Link sandbox.LinkKind
 	// Pool is how many networks to keep ready.
 	Pool int
 	Log  *slog.Logger
@@ -57,6 +60,7 @@ type Host struct {
 	node   string
 	lock   *os.File
 	reaper Reaper
+	link   sandbox.LinkKind
 	nets   *network.Manager
 
 	mu  sync.Mutex
@@ -77,7 +81,10 @@ func Open(ctx context.Context, c Config) (_ *Host, err error) {
 	if err := os.MkdirAll(c.Base, 0o711); err != nil {
 		return nil, fmt.Errorf("folder of running tools: %w", err)
 	}
-	h := &Host{reaper: c.Reaper, vms: map[string]*Place{}}
+	if c.Link == "" {
+		c.Link = sandbox.LinkTAP
+	}
+	h := &Host{reaper: c.Reaper, link: c.Link, vms: map[string]*Place{}}
 	if err := h.take(ctx, c); err != nil {
 		return nil, err
 	}
@@ -91,7 +98,7 @@ func Open(ctx context.Context, c Config) (_ *Host, err error) {
 	}
 	h.nets, err = network.New(ctx, network.Config{
 		Dir: filepath.Join(h.dir, netName), NodeID: h.node, Log: c.Log,
-		Pools: map[sandbox.LinkKind]int{sandbox.LinkTAP: c.Pool},
+		Pools: map[sandbox.LinkKind]int{c.Link: c.Pool},
 	})
 	return h, err
 }

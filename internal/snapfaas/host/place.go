@@ -30,7 +30,7 @@ func (h *Host) Place(ctx context.Context, egress bool) (_ *Place, err error) {
 	if err := os.Mkdir(p.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	if p.lease, err = h.nets.Acquire(ctx, network.Options{Kind: sandbox.LinkTAP, Egress: egress}); err != nil {
+	if p.lease, err = h.nets.Acquire(ctx, network.Options{Kind: h.link, Egress: egress}); err != nil {
 		return nil, errors.Join(fmt.Errorf("network: %w", err), os.Remove(p.Dir))
 	}
 	p.Link = p.lease.Link()

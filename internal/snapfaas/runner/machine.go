@@ -140,20 +140,23 @@ func (m *machine) describe(ctx context.Context) (snapdir.Machine, error) {
 	if err != nil {
 		return snapdir.Machine{}, fmt.Errorf("--rootfs: %w", err)
 	}
-	return snapdir.Machine{MemoryMiB: m.conf.MemoryMiB, VCPUs: m.conf.VCPUs, Rootfs: root, Driver: compat}, nil
+	return snapdir.Machine{Sandbox: m.driver.Name(), MemoryMiB: m.conf.MemoryMiB, VCPUs: m.conf.VCPUs, Rootfs: root, Driver: compat}, nil
 }
 
 // plan translates SnapFaaS's flags for the driver: lazy is its mapping of the
 // base's file, onto which diffs are copied; eager is a copy of all. One mapping
 // shows one file: diffs that are lazy, too, need the pager, which then serves
-// all pages, the base's included.
+// all pages, the base's included. A driver that maps nothing copies all behind
+// the function that runs.
 func (m *machine) plan() (sandbox.Restore, error) {
 	l, caps := m.conf.Load, m.driver.Capabilities()
 	r := sandbox.Restore{Record: m.conf.Dump.WorkingSet != ""}
-	wanted := []sandbox.RestoreMode{sandbox.RestoreMap}
+	wanted := []sandbox.RestoreMode{sandbox.RestoreMap, sandbox.RestoreBackground}
 	switch {
 	case r.Record && !caps.OnDemandMemory:
 		return r, fmt.Errorf("--dump_ws: the driver %s cannot tell which pages are touched", m.driver.Name())
+	case l.WorkingSet && !caps.OnDemandMemory:
+		return r, fmt.Errorf("--load_ws: the driver %s has no working sets", m.driver.Name())
 	case r.Record:
 		wanted = nil // the driver knows how it records
 	case l.CopyBase:
@@ -167,6 +170,9 @@ func (m *machine) plan() (sandbox.Restore, error) {
 		wanted = []sandbox.RestoreMode{sandbox.RestoreHint, sandbox.RestorePager, sandbox.RestoreEager}
 	case l.LazyDiff && len(l.Dirs) > 1:
 		wanted = []sandbox.RestoreMode{sandbox.RestorePager}
+		if !slices.Contains(caps.RestoreModes, sandbox.RestorePager) {
+			break
+		}
 		m.note("--copy_diff=false: each page is read when it is touched first, and none is shared with other VMs")
 	}
 	for _, mode := range wanted {
@@ -241,15 +247,9 @@ func (m *machine) explain(err error) error {
 	return err
 }
 
-// mounter is a sandbox that can mount a disk of its Spec, read-only, while it
-// runs: EROFS, and ext2 to ext4.
-type mounter interface {
-	Mount(ctx context.Context, disk int, target string) error
-}
-
 // loadApp mounts the app's disk and has it imported.
 func (m *machine) loadApp(ctx context.Context) error {
-	d, ok := m.box.(mounter)
+	d, ok := m.box.(sandbox.Mounter)
 	if !ok {
 		return fmt.Errorf("the driver %s cannot mount the app's disk", m.driver.Name())
 	}

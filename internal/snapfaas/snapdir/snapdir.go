@@ -8,6 +8,7 @@
 package snapdir
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -39,6 +40,8 @@ const MaxLayers = 16
 
 // Machine is what a snapshot and the machine restored from it have in common.
 type Machine struct {
+	// Sandbox is the driver's name; "" is QEMU's, which was the only one.
+	Sandbox   string                `json:"sandbox,omitempty"`
 	MemoryMiB int64                 `json:"memoryMiB"`
 	VCPUs     int64                 `json:"vcpus"`
 	Rootfs    string                `json:"rootfs"` // Fingerprint
@@ -128,6 +131,8 @@ func parse(b []byte) (*Meta, error) {
 	return &m, nil
 }
 
+func sandboxOf(m Machine) string { return cmp.Or(m.Sandbox, "qemu") }
+
 // Fits says if the snapshot can be restored as machine m, and if not, why.
 func (s *Snapshot) Fits(m Machine) error {
 	var why []string
@@ -137,12 +142,15 @@ func (s *Snapshot) Fits(m Machine) error {
 		}
 	}
 	a, b := s.Machine, m
+	if sandboxOf(a) != sandboxOf(b) {
+		return fmt.Errorf("snapshot %s does not fit: it was made with --sandbox %s, this is %s", s.Dirs[0], sandboxOf(a), sandboxOf(b))
+	}
 	differ("--mem_size", a.MemoryMiB, b.MemoryMiB)
 	differ("--vcpu_count", a.VCPUs, b.VCPUs)
 	if a.Rootfs != b.Rootfs {
 		why = append(why, "the root file system is another one")
 	}
-	differ("QEMU", a.Driver.Version, b.Driver.Version)
+	differ(sandboxOf(a), a.Driver.Version, b.Driver.Version)
 	if a.Driver.Kernel != b.Driver.Kernel {
 		why = append(why, "the kernel is another one")
 	}

@@ -78,7 +78,7 @@ func TestFits(t *testing.T) {
 		"--mem_size was 128 and is 64":   func(m *Machine) { m.MemoryMiB = 64 },
 		"--vcpu_count":                   func(m *Machine) { m.VCPUs = 2 },
 		"root file system":               func(m *Machine) { m.Rootfs = "x" },
-		"QEMU was 7 and is 8":            func(m *Machine) { m.Driver.Version = "8" },
+		"qemu was 7 and is 8":            func(m *Machine) { m.Driver.Version = "8" },
 		"kernel":                         func(m *Machine) { m.Driver.Kernel = "x" },
 		"agent":                          func(m *Machine) { m.Driver.Agent = "x" },
 		"processor":                      func(m *Machine) { m.Driver.CPUModel = "x" },
