@@ -119,7 +119,8 @@ func (b *Box) addPhases(p ...sandbox.Phase) {
 
 // Phases are queue (for other machines to boot), vmm, kernel and agent, and
 // process after Start. Of a restored machine they are those that the driver
-// added, ahead if Prepare had it run, and resume and agent after Start.
+// added, ahead if Prepare had it run, and queue (for other machines), resume
+// and agent after Start.
 func (b *Box) Phases() []sandbox.Phase {
 	b.mu.Lock()
 	defer b.mu.Unlock()

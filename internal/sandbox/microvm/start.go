@@ -21,6 +21,9 @@ type Origin struct {
 	NewDisks bool
 	// Run has the machine go on, and Stop has it stand still.
 	Run, Stop func(context.Context) error
+	// Places has one for each machine that may come back to life at the same
+	// time; nil: as many as like to.
+	Places chan struct{}
 	// Settle is for how long after Start nobody listens to the function, unless
 	// the agent is wanted for another reason: its first request goes before.
 	Settle time.Duration
@@ -87,7 +90,7 @@ const resumeTimeout = time.Minute
 // of: the guest has been through it, and where the processor is emulated, its
 // code is translated.
 func (b *Box) Ahead(ctx context.Context) error {
-	begin := time.Now()
+	begin, before := time.Now(), len(b.Phases())
 	if err := b.wake(ctx); err != nil {
 		return b.wrap(err)
 	}
@@ -97,7 +100,7 @@ func (b *Box) Ahead(ctx context.Context) error {
 	}
 	b.awake = true
 	b.mu.Lock()
-	b.phases = append(b.phases[:len(b.phases)-wakePhases], sandbox.Phase{Name: "ahead", Took: time.Since(begin)})
+	b.phases = append(b.phases[:before], sandbox.Phase{Name: "ahead", Took: time.Since(begin)})
 	b.mu.Unlock()
 	return nil
 }
@@ -112,11 +115,16 @@ func (b *Box) resume(ctx context.Context) error {
 	return b.limitCPU()
 }
 
-// wakePhases is how many phases wake adds.
-const wakePhases = 2
-
 // wake has the machine go on, and its agent know who it is.
 func (b *Box) wake(ctx context.Context) error {
+	if b.Origin.Places != nil {
+		begin := time.Now()
+		if err := Lock(ctx, b.Origin.Places); err != nil {
+			return fmt.Errorf("wait for other machines to go on: %w", err)
+		}
+		defer Unlock(b.Origin.Places)
+		b.AddPhase("queue", begin)
+	}
 	ctx, cancel := context.WithTimeout(ctx, resumeTimeout)
 	defer cancel()
 	ctx, stop := until(ctx, b.Machine.Dead())

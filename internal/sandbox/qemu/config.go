@@ -64,7 +64,7 @@ const (
 func New(c Config) (*Driver, error) {
 	d := &Driver{
 		log: c.Log, accel: c.Accel, kernelArgs: c.KernelArgs,
-		booting: make(chan struct{}, runtime.NumCPU()+1), probing: make(chan struct{}, 1),
+		booting: make(chan struct{}, runtime.NumCPU()+1), resuming: make(chan struct{}, runtime.NumCPU()+1), probing: make(chan struct{}, 1),
 	}
 	if !filepath.IsAbs(c.CacheDir) {
 		return nil, fmt.Errorf("qemu: cache dir: %q is not absolute", c.CacheDir)

@@ -37,6 +37,10 @@ type Driver struct {
 	// more than there are processors would only make all of them late, and
 	// emulated clocks do not like to wait.
 	booting chan struct{}
+	// resuming has one for each that may come back to life at the same time. An
+	// emulated machine that has to share its processor does more: its clock goes
+	// on, and so do its timers.
+	resuming chan struct{}
 
 	probing chan struct{} // lock of accel and proved
 	accel   Accel         // auto until it is known

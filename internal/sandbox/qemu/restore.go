@@ -126,7 +126,7 @@ func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Res
 		return err
 	}
 	b.Origin = &microvm.Origin{
-		Saved: &saved.Saved, NewDisks: saved.NewDisks(&b.saved.Saved), Settle: settleTime,
+		Saved: &saved.Saved, NewDisks: saved.NewDisks(&b.saved.Saved), Settle: settleTime, Places: d.resuming,
 		Run:  func(ctx context.Context) error { return b.vm.qmp.Execute(ctx, "cont", nil, nil) },
 		Stop: func(ctx context.Context) error { return b.vm.stop(ctx) },
 	}
