@@ -33,8 +33,8 @@ const (
 	// clock it sets again.
 	resend = 500 * time.Millisecond
 	// corrections is how often the time is sent again to a guest that has
-	// answered, but late.
-	corrections = 4
+	// answered, but late, before its clock is as right as it gets.
+	corrections = 20
 	// okSize is the size of answerOK with the time.
 	okSize = 1 + 8
 )
@@ -105,6 +105,7 @@ type restoredListener struct {
 	fd     int
 	gate   *gate
 	done   chan struct{}
+	told   bool // it is somebody else: what comes now is the time
 	buf    [maxDatagram + 1]byte
 	answer [1 + maxReason]byte
 }
@@ -148,9 +149,24 @@ func (d *restoredListener) run() {
 		case err != nil, n == 0 && from == nil:
 			return
 		}
+		if d.told {
+			n, from = d.newest(n, from)
+		}
 		if a, ok := from.(*unix.SockaddrInet4); ok && a.Addr == host {
 			_ = unix.Sendto(d.fd, d.handle(d.buf[:n]), 0, from)
 		}
+	}
+}
+
+// newest leaves the last of the datagrams that are there in buf. A guest so slow
+// that they have piled up would set its clock to times long past, one by one.
+func (d *restoredListener) newest(n int, from unix.Sockaddr) (int, unix.Sockaddr) {
+	for {
+		next, sender, err := unix.Recvfrom(d.fd, d.buf[:], unix.MSG_DONTWAIT)
+		if err != nil || sender == nil {
+			return n, from // the buffer is as it was
+		}
+		n, from = next, sender
 	}
 }
 
@@ -165,6 +181,7 @@ func (d *restoredListener) handle(b []byte) []byte {
 	}
 	switch {
 	case err == nil:
+		d.told = true
 		return binary.BigEndian.AppendUint64(append(d.answer[:0], answerOK), uint64(r.Wall.UnixNano())) //nolint:gosec // as it came
 	case errors.Is(err, errDenied):
 		return append(d.answer[:0], answerDenied)
