@@ -79,6 +79,7 @@ func (s *suite) prepare(t testing.TB, egress bool, change func(*sandbox.Spec)) *
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("sandbox %s: stdout: %s\nstderr: %s", id, b.output(t, "stdout"), b.output(t, "stderr"))
+			b.logEnd(t)
 		}
 		b.destroy(t)
 		b.checkGone(t)
@@ -242,6 +243,19 @@ func (b *box) waitOutput(t testing.TB, name, text string) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// logEnd says how a sandbox ended, if it has.
+func (b *box) logEnd(t testing.TB) {
+	t.Helper()
+	if b.sb == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if e, err := b.sb.Wait(ctx); err == nil {
+		t.Logf("it has ended: %+v", e)
 	}
 }
 
