@@ -44,6 +44,8 @@ type Instance struct {
 	saveMu     sync.Mutex
 	savedToEnd atomic.Bool // a snapshot was the end of it
 
+	spare spare // of the readiness probe
+
 	done chan struct{} // closed when the instance has ended and given all back
 	exit sandbox.Exit  // valid then
 
@@ -102,6 +104,9 @@ func (i *Instance) Phases() []sandbox.Phase {
 
 // Dial connects to the function's port.
 func (i *Instance) Dial(ctx context.Context) (net.Conn, error) {
+	if c := i.spare.take(); c != nil {
+		return c, nil
+	}
 	return i.sandbox.Dial(ctx, i.launch.Port)
 }
 

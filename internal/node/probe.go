@@ -59,7 +59,8 @@ func (i *Instance) probe(ctx context.Context) error {
 		port = l.Probe.Port
 	}
 	began := time.Now()
-	if w, ok := i.sandbox.(sandbox.PortWaiter); ok {
+	// A restored function listened when it was saved.
+	if w, ok := i.sandbox.(sandbox.PortWaiter); ok && i.kind != Restored {
 		if err := w.WaitPort(ctx, port); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("wait for port %d: %w", port, err)
 		}
@@ -94,6 +95,9 @@ func (i *Instance) probeOnce(ctx context.Context, port int) error {
 		c, err := i.sandbox.Dial(ctx, port)
 		if err != nil {
 			return err
+		}
+		if i.kind == Restored && port == i.launch.Port {
+			return i.spare.put(c)
 		}
 		return c.Close()
 	}

@@ -236,13 +236,18 @@ func (s *subject) planImage(prefix string, i sandbox.Image) {
 		}
 	}
 	for _, mode := range s.driver.Capabilities().RestoreModes {
+		if prefix == onDiff && s.driver.Capabilities().OnDemandMemory && mode == sandbox.RestoreEager {
+			continue // as the base's: all is copied
+		}
 		switch mode {
 		case sandbox.RestoreHint:
 			if i.WorkingSet != "" {
 				add(string(mode), mode, i)
 			}
 		case sandbox.RestorePager:
-			add(wayOnDemand, mode, bare)
+			if prefix == "" {
+				add(wayOnDemand, mode, bare)
+			}
 			if i.WorkingSet != "" {
 				add(wayPager, mode, i)
 			}
