@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,6 +12,13 @@ import (
 	"github.com/skep-dev/skep/internal/agent/agentpb"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
+
+// ErrSilent says that a machine has come up, and then did not answer for ten
+// times as long as that took.
+var ErrSilent = errors.New("the guest's agent has come up, and does not answer")
+
+// silence is the least time for an answer before ErrSilent.
+const silence = 20 * time.Second
 
 // Boot waits for a place among the machines that boot at the same time, has
 // start start one, which sets Machine, and waits for its agent, which it gives
@@ -30,13 +38,18 @@ func (b *Box) Boot(ctx context.Context, places chan struct{}, start func(context
 		return err
 	}
 	listening := time.Now()
+	kernel := listening.Sub(started)
 	ctx, cancel := until(ctx, b.Machine.Dead())
 	defer cancel()
-	agentTook, err := b.introduce(ctx)
+	answering, stop := context.WithTimeout(ctx, max(silence, 10*kernel))
+	defer stop()
+	agentTook, err := b.introduce(answering)
+	if err != nil && answering.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", ErrSilent, err)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", err, b.Machine.Explain())
 	}
-	kernel := listening.Sub(started)
 	agentTook = min(max(agentTook, 0), kernel)
 	b.addPhases(
 		sandbox.Phase{Name: "queue", Took: queued.Sub(begin)},

@@ -82,12 +82,26 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	if err != nil {
 		return nil, err
 	}
-	b := d.newBox(spec)
-	if err := d.boot(ctx, b, accel); err != nil {
-		return nil, b.Discard(ctx, err, b.Destroy)
+	for try := 1; ; try++ {
+		b := d.newBox(spec)
+		err := d.boot(ctx, b, accel)
+		if err == nil {
+			return b, nil
+		}
+		at := ""
+		if errors.Is(err, microvm.ErrSilent) {
+			at = b.vm.registers(ctx)
+		}
+		if err = b.Discard(ctx, err, b.Destroy); at == "" || try == bootTries || ctx.Err() != nil {
+			return nil, err
+		}
+		d.log.Warn("a machine has come up and does not answer: it is booted again", "id", spec.ID, "error", err, "registers", at)
 	}
-	return b, nil
 }
+
+// bootTries is how often a machine is booted that does not answer: of hundreds
+// of emulated ones on a busy host, one has been seen to stand still for ever.
+const bootTries = 2
 
 // limits are a machine's before Start. The processor is limited from there on:
 // booting is our work, not the function's, and would take long on a part of

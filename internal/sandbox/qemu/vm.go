@@ -8,8 +8,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -95,6 +97,21 @@ func (v *vm) event(e qmp.Event) {
 			v.Fail(errors.New("the processor could not go on"))
 		}
 	}
+}
+
+// registersTimeout bounds a question to QEMU about a machine that is lost.
+const registersTimeout = 5 * time.Second
+
+// registers says where the machine's processor is, for whoever wants to know
+// why it does not answer.
+func (v *vm) registers(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, registersTimeout)
+	defer cancel()
+	var text string
+	if err := v.qmp.Execute(ctx, "human-monitor-command", map[string]any{"command-line": "info registers"}, &text); err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%.600s", strings.Join(strings.Fields(text), " "))
 }
 
 // socketPair makes QEMU's control connection: ours, and QEMU's end.
