@@ -27,7 +27,7 @@ func TestSilent(t *testing.T) {
 	l := newLab(ctx, t)
 	// Between the agent's first sign of life and its being told who it is are
 	// some hundred milliseconds; where exactly depends on the host.
-	for _, wait := range []time.Duration{100 * time.Millisecond, 30 * time.Millisecond, 300 * time.Millisecond, time.Second} {
+	for _, wait := range []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, 30 * time.Millisecond, time.Second} {
 		first, sb := l.freeze(ctx, l.spec(ctx), wait)
 		if sb == nil {
 			continue
