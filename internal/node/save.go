@@ -74,6 +74,9 @@ func (i *Instance) Save(ctx context.Context, force bool) error {
 	}
 	i.saveMu.Lock()
 	defer i.saveMu.Unlock()
+	if c := i.spare.take(); c != nil {
+		_ = c.Close() // or it would be open in the snapshot
+	}
 	if err := i.describe(ctx); err != nil {
 		return err
 	}

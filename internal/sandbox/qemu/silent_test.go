@@ -71,7 +71,7 @@ func (l *lab) freeze(ctx context.Context, spec *sandbox.Spec, wait time.Duration
 		time.Sleep(5 * time.Millisecond) // nobody tells when it listens
 	}
 	first = machineOf(l.t, spec.ID)
-	time.Sleep(wait)
+	time.Sleep(wait) // to hit it while it is told who it is
 	if err := syscall.Kill(first, syscall.SIGSTOP); err != nil {
 		l.t.Fatal(err)
 	}

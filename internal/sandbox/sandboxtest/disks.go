@@ -34,7 +34,7 @@ func writeDisk(t *testing.T, path, name, content string) {
 // and restores what has it mounted.
 func testDisks(t *testing.T, s *suite) {
 	if !s.driver.Capabilities().Disks {
-		t.Skip("not capable of disks")
+		t.Skip("not capable of disks") // runc: its capabilities say so
 	}
 	disk := filepath.Join(s.dir, "disk.erofs")
 	writeDisk(t, disk, "/hello", "from the disk")
