@@ -142,10 +142,10 @@ func copyChunks(ctx context.Context, dst, src *Store, ix *index, stats *CopyStat
 			}
 			stored, err := src.read(ctx, name, maxChunk+chunkHeader)
 			if err != nil {
-				return err
+				return src.seen(name, err)
 			}
 			if _, err := decodeChunk(stored, d, n, nil); err != nil {
-				return err
+				return src.seen(name, err)
 			}
 			if err := dst.put(ctx, name, stored); err != nil {
 				return err

@@ -2,36 +2,14 @@ package snapshot
 
 import (
 	"bytes"
-	"context"
-	"net/http/httptest"
 	"testing"
-
-	"github.com/johannesboyne/gofakes3"
-	"github.com/johannesboyne/gofakes3/backend/s3mem"
-
-	"github.com/skep-dev/skep/internal/snapshot/backend"
-	"github.com/skep-dev/skep/internal/snapshot/backend/s3"
 )
 
 // remoteStore is an object store as one would use it: S3, with retries, limits
 // and a cache.
 func remoteStore(t *testing.T) *Store {
-	mem := s3mem.New()
-	if err := mem.CreateBucket("store"); err != nil {
-		t.Fatal(err)
-	}
-	srv := httptest.NewServer(gofakes3.New(mem).Server())
-	t.Cleanup(srv.Close)
-	remote, err := s3.Open(context.Background(), s3.Config{Endpoint: srv.URL, Region: "r", Bucket: "store", AccessKey: "k", SecretKey: "s"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	limited := backend.Limit(backend.Retry(remote, backend.RetryOptions{}), backend.LimitOptions{Calls: 4})
-	cached, err := backend.Cache(limited, backend.CacheOptions{Dir: t.TempDir(), MaxBytes: 8 << 20, Match: Cacheable})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return New(cached, Options{})
+	s, _ := bucketStore(t)
+	return s
 }
 
 func TestPushPullDiff(t *testing.T) {

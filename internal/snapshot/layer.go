@@ -199,7 +199,8 @@ func (l *Layer) load(ctx context.Context, e *entry) ([]byte, error) {
 func (s *Store) readChunk(ctx context.Context, d Digest, length int) ([]byte, error) {
 	stored, err := s.read(ctx, chunkName(d), maxChunk+chunkHeader)
 	if err != nil {
-		return nil, err
+		return nil, s.seen(chunkName(d), err)
 	}
-	return decodeChunk(stored, d, length, nil)
+	plain, err := decodeChunk(stored, d, length, nil)
+	return plain, s.seen(chunkName(d), err)
 }

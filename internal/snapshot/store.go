@@ -16,7 +16,8 @@ import (
 )
 
 // Folders of a store. Objects in the first three never change and are named by
-// their content; a cache before the backend may keep these and no others.
+// their content. Chunks and layers may be kept by a cache before the backend
+// (see Cacheable); manifests not, for one that was deleted is to be gone.
 const (
 	chunkDir    = "chunks/"
 	layerDir    = "layers/"
@@ -50,14 +51,15 @@ type Options struct {
 // Store keeps snapshots in a backend. Any number of processes may use one
 // backend at the same time. All methods are safe for concurrent use.
 type Store struct {
-	b    backend.Backend
-	opts Options
+	b     backend.Backend
+	cache *backend.Cached // what b is or, for Verify, was; nil without
+	opts  Options
 
 	mu      sync.Mutex
 	touched map[ID]time.Time
 }
 
-// New makes a store over b.
+// New makes a store over b. If b is a *backend.Cached, Verify reads beneath it.
 func New(b backend.Backend, opts Options) *Store {
 	if opts.Workers <= 0 {
 		opts.Workers = max(4, runtime.GOMAXPROCS(0))
@@ -74,7 +76,26 @@ func New(b backend.Backend, opts Options) *Store {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
-	return &Store{b: b, opts: opts, touched: map[ID]time.Time{}}
+	cache, _ := b.(*backend.Cached)
+	return &Store{b: b, cache: cache, opts: opts, touched: map[ID]time.Time{}}
+}
+
+// direct is the store without its cache: what Verify finds whole is whole in
+// the backend, not only on this machine.
+func (s *Store) direct() *Store {
+	if s.cache == nil {
+		return s
+	}
+	return &Store{b: s.cache.Beneath(), cache: s.cache, opts: s.opts, touched: map[ID]time.Time{}}
+}
+
+// seen passes on what reading an object gave. Of a damaged one the cache keeps
+// nothing: the backend's may be whole by now.
+func (s *Store) seen(name string, err error) error {
+	if s.cache != nil && errors.Is(err, ErrDamaged) {
+		s.cache.Forget(name)
+	}
+	return err
 }
 
 // read gets a whole object; that it is not there, or shorter than the backend
@@ -121,6 +142,11 @@ func (s *Store) readManifest(ctx context.Context, id ID) (*Manifest, error) {
 }
 
 func (s *Store) readIndex(ctx context.Context, d Digest) (*index, error) {
+	ix, err := s.getIndex(ctx, d)
+	return ix, s.seen(layerName(d), err)
+}
+
+func (s *Store) getIndex(ctx context.Context, d Digest) (*index, error) {
 	name := layerName(d)
 	data, err := s.read(ctx, name, maxIndex)
 	if err != nil {

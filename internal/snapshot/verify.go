@@ -22,9 +22,11 @@ type Report struct {
 func (r *Report) OK() bool { return len(r.Problems) == 0 }
 
 // Verify reads everything that a snapshot consists of and reports all that is
-// damaged, truncated, missing or foreign. The error is only for what kept it
-// from finding out, ErrNotFound among it.
+// damaged, truncated, missing or foreign. It reads the backend, not the cache
+// before it, which keeps nothing of what is damaged. The error is only for what
+// kept it from finding out, ErrNotFound among it.
 func (s *Store) Verify(ctx context.Context, id ID) (*Report, error) {
+	s = s.direct()
 	v := verifier{s: s, r: &Report{ID: id}, chunks: map[Digest]int{}, layers: map[Digest]bool{}}
 	m, err := s.readManifest(ctx, id)
 	if err != nil {

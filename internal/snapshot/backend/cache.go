@@ -115,6 +115,12 @@ func part(ctx context.Context, name string, data []byte, offset, length int64) (
 	return ExactReader(ctx, io.NopCloser(bytes.NewReader(data[offset:offset+n])), n), nil
 }
 
+// Beneath is the backend that the cache is before.
+func (c *Cached) Beneath() Backend { return c.Backend }
+
+// Forget drops what the cache has of an object, which is then got anew.
+func (c *Cached) Forget(name string) { c.files.drop(name) }
+
 // Delete implements Backend.
 func (c *Cached) Delete(ctx context.Context, name string) error {
 	if err := CheckName(name); err != nil {
