@@ -64,8 +64,17 @@ func decodeChunk(stored []byte, want Digest, length int, buf []byte) ([]byte, er
 	if len(stored) < chunkHeader {
 		return nil, damaged(Truncated, nil, "%d bytes are less than a header", len(stored))
 	}
-	if string(stored[:len(chunkMagic)]) != chunkMagic || stored[3] > codecZstd {
-		return nil, damaged(Foreign, nil, "unknown header % x", stored[:4])
+	if string(stored[:len(chunkMagic)]) != chunkMagic {
+		return nil, damaged(Corrupt, nil, "it begins with % x", stored[:len(chunkMagic)])
+	}
+	if codec := stored[3]; codec > codecZstd {
+		// Unless nothing but the codec's byte is wrong, it is a later version's.
+		for known := range byte(codecZstd + 1) {
+			if _, err := decodeChunk(append([]byte{'S', 'K', 'C', known}, stored[4:]...), want, length, buf); err == nil {
+				return nil, damaged(Corrupt, nil, "codec %d, the content is of codec %d", codec, known)
+			}
+		}
+		return nil, damaged(Foreign, nil, "codec %d, this program knows those up to %d", codec, codecZstd)
 	}
 	if n := int64(binary.LittleEndian.Uint32(stored[4:])); n != int64(length) {
 		return nil, damaged(Corrupt, nil, "it says %d bytes, the layer says %d", n, length)

@@ -20,6 +20,9 @@ var (
 	ErrLost = errors.New("lease of the snapshot's creation was lost")
 	// ErrDamaged: what is stored is not what was written. Its kinds follow.
 	ErrDamaged = errors.New("snapshot is damaged")
+	// ErrForeign: it is as it was written, by another version of this program.
+	// It is of no use here, and left alone.
+	ErrForeign = errors.New("snapshot is of another version")
 )
 
 // Kind says in which way an object is not what it should be.
@@ -33,7 +36,8 @@ const (
 	Foreign   Kind = "foreign"   // of a format or version that we do not know
 )
 
-// DamageError tells of one object that cannot be used. It is ErrDamaged.
+// DamageError tells of one object that cannot be used. It is ErrDamaged or, if
+// its Kind is Foreign, ErrForeign.
 type DamageError struct {
 	Object string // name in the backend
 	Kind   Kind
@@ -52,10 +56,14 @@ func (e *DamageError) Error() string {
 	return s
 }
 
-// Unwrap makes errors.Is find both ErrDamaged and the cause.
+// Unwrap makes errors.Is find both ErrDamaged, or ErrForeign, and the cause.
 func (e *DamageError) Unwrap() []error {
-	if e.Err == nil {
-		return []error{ErrDamaged}
+	is := ErrDamaged
+	if e.Kind == Foreign {
+		is = ErrForeign
 	}
-	return []error{ErrDamaged, e.Err}
+	if e.Err == nil {
+		return []error{is}
+	}
+	return []error{is, e.Err}
 }

@@ -35,13 +35,19 @@ type GCStats struct {
 	Bytes   int64 // bytes they had
 	Kept    int64 // bytes that remain, those of manifests included
 	Over    int64 // bytes by which what must stay exceeds the limit
+	// Foreign are the snapshots of another version, or with layers of one.
+	// While there are any, snapshots are removed but no objects are freed.
+	Foreign []ID
 }
 
 // GC frees what no snapshot refers to, and before that removes the least
 // recently used snapshots for as long as more than the limit is used. Those
 // pinned, kept by the policy, or with children that stay are never removed.
-// Damaged manifests hold nothing; they are left for Verify and Delete. New
-// creations wait while it runs; reading waits only for the choice.
+// Damaged manifests hold nothing; they are left for Verify and Delete. What a
+// snapshot of another version holds cannot be told: while there is one, it and
+// all that it mentions stay, and no layer or chunk is freed at all; that is
+// left to a version that knows all snapshots of the store. New creations wait
+// while it runs; reading waits only for the choice.
 func (s *Store) GC(ctx context.Context, p Policy) (GCStats, error) {
 	if p.Wait <= 0 {
 		p.Wait = time.Minute
@@ -101,16 +107,19 @@ func (g *collector) choose(ctx context.Context) error {
 	}
 	indexes := map[Digest]*index{}
 	for _, e := range all {
-		if v := (*VersionError)(nil); errors.As(e.Err, &v) {
-			return fmt.Errorf("snapshot %s belongs to another version of this program, and so may other objects: %w", e.ID, e.Err)
-		}
+		foreign := errors.Is(e.Err, ErrForeign)
 		held := map[string]bool{manifestName(e.ID): true}
 		if e.Manifest != nil {
 			for _, ref := range e.Manifest.Layers {
-				if err := g.mark(ctx, ref.Digest, indexes, held); err != nil {
+				known, err := g.mark(ctx, ref.Digest, indexes, held)
+				if err != nil {
 					return err
 				}
+				foreign = foreign || !known
 			}
+		}
+		if foreign {
+			g.stats.Foreign = append(g.stats.Foreign, e.ID)
 		}
 		g.holds[e.ID] = held
 		for name := range held {
@@ -123,6 +132,12 @@ func (g *collector) choose(ctx context.Context) error {
 		return err
 	}
 	g.stats.Kept = g.total
+	if len(g.stats.Foreign) > 0 {
+		g.stats.Kept = 0
+		for _, n := range g.size {
+			g.stats.Kept += n
+		}
+	}
 	if g.p.MaxBytes > 0 {
 		g.stats.Over = max(0, g.total-g.p.MaxBytes)
 	}
@@ -130,21 +145,24 @@ func (g *collector) choose(ctx context.Context) error {
 }
 
 // mark notes a layer, its ancestors and all their chunks. Below a damaged
-// index nothing is known, so its snapshot cannot be restored anyhow.
-func (g *collector) mark(ctx context.Context, d Digest, indexes map[Digest]*index, held map[string]bool) error {
+// index nothing is known, so its snapshot cannot be restored anyhow; below a
+// foreign one, which is reported, nothing is known here.
+func (g *collector) mark(ctx context.Context, d Digest, indexes map[Digest]*index, held map[string]bool) (known bool, err error) {
 	for depth := 0; !d.IsZero() && depth < maxDepth; depth++ {
 		held[layerName(d)] = true
 		ix, ok := indexes[d]
 		if !ok {
-			var err error
 			ix, err = g.s.readIndex(ctx, d)
-			if v := (*VersionError)(nil); err != nil && (!errors.Is(err, ErrDamaged) || errors.As(err, &v)) {
-				return err
+			if errors.Is(err, ErrForeign) {
+				return false, nil
+			}
+			if err != nil && !errors.Is(err, ErrDamaged) {
+				return false, err
 			}
 			indexes[d] = ix
 		}
 		if ix == nil {
-			return nil
+			return true, nil
 		}
 		for i := range ix.entries {
 			if !ix.entries[i].digest.IsZero() {
@@ -153,7 +171,7 @@ func (g *collector) mark(ctx context.Context, d Digest, indexes map[Digest]*inde
 		}
 		d = ix.parent
 	}
-	return nil
+	return true, nil
 }
 
 func (g *collector) shrink(ctx context.Context, all []Entry) error {
@@ -166,8 +184,8 @@ func (g *collector) shrink(ctx context.Context, all []Entry) error {
 	}
 	children := map[ID]int{}
 	for _, e := range all {
-		if e.Manifest != nil {
-			children[e.Manifest.Parent]++
+		for _, id := range e.parents() {
+			children[id]++
 		}
 	}
 	slices.SortStableFunc(all, func(a, b Entry) int {
@@ -177,7 +195,7 @@ func (g *collector) shrink(ctx context.Context, all []Entry) error {
 	for again := true; again && g.total > g.p.MaxBytes; {
 		again = false
 		for _, e := range all {
-			if e.Manifest == nil || gone[e.ID] || pinned[e.ID] || children[e.ID] > 0 ||
+			if e.Manifest == nil || gone[e.ID] || slices.Contains(g.stats.Foreign, e.ID) || pinned[e.ID] || children[e.ID] > 0 ||
 				g.p.Keep != nil && g.p.Keep(e.ID, e.Manifest) {
 				continue
 			}
@@ -209,7 +227,7 @@ func (g *collector) forget(id ID) {
 func (g *collector) sweep(ctx context.Context) error {
 	var dead []string
 	for name := range g.size {
-		if g.refs[name] == 0 && !strings.HasPrefix(name, manifestDir) {
+		if g.refs[name] == 0 && len(g.stats.Foreign) == 0 && !strings.HasPrefix(name, manifestDir) {
 			dead = append(dead, name)
 		}
 	}

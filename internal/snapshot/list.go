@@ -3,8 +3,10 @@ package snapshot
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +21,11 @@ type Entry struct {
 	Manifest *Manifest // nil when Err is set
 	LastUse  time.Time // zero: never noted
 	Err      error     // why the manifest cannot be used
+	// Labels are those of a foreign manifest as far as they can be read, to
+	// tell whose it is; those of others are in the Manifest.
+	Labels map[string]string
+
+	mentions []ID // every digest in the text of a foreign manifest
 }
 
 // List returns all snapshots, the oldest first; those whose manifest is
@@ -35,10 +42,13 @@ func (s *Store) List(ctx context.Context) ([]Entry, error) {
 			return nil //nolint:nilerr // not ours
 		}
 		e := Entry{ID: id, LastUse: uses[id].last}
-		e.Manifest, e.Err = s.readManifest(ctx, id)
+		var text []byte
+		e.Manifest, text, e.Err = s.getManifest(ctx, id)
 		switch {
 		case errors.Is(e.Err, ErrNotFound):
 			return nil // deleted meanwhile
+		case errors.Is(e.Err, ErrForeign):
+			e.Labels, e.mentions = foreignLabels(text), mentioned(text)
 		case e.Err != nil && !errors.Is(e.Err, ErrDamaged):
 			return e.Err
 		}
@@ -59,6 +69,42 @@ func (e Entry) created() time.Time {
 		return time.Time{}
 	}
 	return e.Manifest.Created
+}
+
+// parents are the snapshots that an entry may build on: any that a foreign one
+// mentions.
+func (e Entry) parents() []ID {
+	if e.Manifest == nil {
+		return e.mentions
+	}
+	return []ID{e.Manifest.Parent}
+}
+
+func (e Entry) buildsOn(id ID) bool { return slices.Contains(e.parents(), id) }
+
+// foreignLabels reads the labels of a manifest of which no more is known than
+// that it is JSON.
+func foreignLabels(text []byte) map[string]string {
+	var m struct {
+		Labels map[string]string `json:"labels"`
+	}
+	if json.Unmarshal(text, &m) != nil {
+		return nil
+	}
+	return m.Labels
+}
+
+var digests = regexp.MustCompile(`[0-9a-f]{64}`)
+
+// mentioned finds all digests in a text.
+func mentioned(text []byte) []ID {
+	var all []ID
+	for _, digits := range digests.FindAll(text, -1) {
+		if d, err := ParseDigest(string(digits)); err == nil {
+			all = append(all, d)
+		}
+	}
+	return all
 }
 
 // Describe returns the manifest of a snapshot.
@@ -118,7 +164,7 @@ func (s *Store) Delete(ctx context.Context, id ID) error {
 		return err
 	}
 	for _, e := range all {
-		if e.Manifest != nil && e.Manifest.Parent == id {
+		if e.buildsOn(id) {
 			return fmt.Errorf("%w: %s is the parent of %s; delete that one first", ErrInUse, id, e.ID)
 		}
 	}

@@ -123,22 +123,28 @@ func (s *Store) put(ctx context.Context, name string, data []byte) error {
 }
 
 func (s *Store) readManifest(ctx context.Context, id ID) (*Manifest, error) {
+	m, _, err := s.getManifest(ctx, id)
+	return m, err
+}
+
+// getManifest also gives the text of a foreign manifest.
+func (s *Store) getManifest(ctx context.Context, id ID) (*Manifest, []byte, error) {
 	name := manifestName(id)
 	data, err := s.read(ctx, name, MaxManifest)
 	if errors.Is(err, backend.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s", ErrNotFound, id)
+		return nil, nil, fmt.Errorf("%w: %s", ErrNotFound, id)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if DigestOf(data) != id {
-		return nil, &DamageError{Object: name, Kind: Corrupt, Reason: "its content has another digest"}
+		return nil, nil, &DamageError{Object: name, Kind: Corrupt, Reason: "its content has another digest"}
 	}
 	m, err := DecodeManifest(data)
 	if err != nil {
-		return nil, &DamageError{Object: name, Kind: Foreign, Err: err}
+		return nil, data, &DamageError{Object: name, Kind: Foreign, Err: err}
 	}
-	return m, nil
+	return m, nil, nil
 }
 
 func (s *Store) readIndex(ctx context.Context, d Digest) (*index, error) {

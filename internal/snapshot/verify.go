@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -20,6 +21,12 @@ type Report struct {
 
 // OK tells whether the snapshot is whole.
 func (r *Report) OK() bool { return len(r.Problems) == 0 }
+
+// Foreign tells whether it cannot be judged whole or damaged: something of it
+// is of another version.
+func (r *Report) Foreign() bool {
+	return slices.ContainsFunc(r.Problems, func(p *DamageError) bool { return p.Kind == Foreign })
+}
 
 // Verify reads everything that a snapshot consists of and reports all that is
 // damaged, truncated, missing or foreign. It reads the backend, not the cache
@@ -109,9 +116,13 @@ func (v *verifier) content(ctx context.Context) error {
 // the report names, so that a later creation of the same content stores them
 // anew instead of relying on them, and the snapshot's manifest. Other snapshots
 // that share the objects are then missing them, and so are found damaged too.
+// A snapshot of another version is refused with ErrForeign: others may use it.
 func (s *Store) Quarantine(ctx context.Context, r *Report) error {
 	if r.OK() {
 		return nil
+	}
+	if r.Foreign() {
+		return fmt.Errorf("snapshot %s is not removed: %w", r.ID, ErrForeign)
 	}
 	l, err := s.acquireAfter(ctx, leaseSweep, ID{}, leaseCreate)
 	if err != nil {
