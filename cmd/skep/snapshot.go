@@ -116,9 +116,12 @@ instance, one is started. Later starts are from this snapshot.`,
 func newSnapshotVerify(g *globals) *cobra.Command {
 	var all, remove bool
 	cmd := &cobra.Command{
-		Use:               "verify ID... | --all",
-		Short:             "Read snapshots through and report all damage",
-		Long:              `Read all of one or more snapshots and compare it with the digests that it was stored under. The exit code is 1 if any is damaged.`,
+		Use:   "verify ID... | --all",
+		Short: "Read snapshots through and report all damage",
+		Long: `Read all of one or more snapshots in the store (not in this machine's cache of
+it) and compare it with the digests that it was stored under. The exit code is
+1 if any is damaged, or of another version of skep; the latter are never
+removed by --remove ('skep snapshot delete' does that).`,
 		ValidArgsFunction: completeSnapshots(g, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if all == (len(args) > 0) {
@@ -160,6 +163,9 @@ func newSnapshotVerify(g *globals) *cobra.Command {
 					if len(r.Problems) > 0 {
 						state = strings.Join(r.Problems, "; ")
 					}
+					if r.Foreign {
+						state += " (of another version of skep: left alone)"
+					}
 					if r.Removed {
 						state += " (removed)"
 					}
@@ -168,7 +174,7 @@ func newSnapshotVerify(g *globals) *cobra.Command {
 				return t
 			})
 			if err == nil && damaged > 0 {
-				err = fmt.Errorf("%d of %d snapshots are damaged", damaged, len(reports))
+				err = fmt.Errorf("%d of %d snapshots cannot be used", damaged, len(reports))
 			}
 			return err
 		},

@@ -65,6 +65,9 @@ does now what the daemon does every ten minutes.`,
 			if err != nil {
 				return explainNode(err)
 			}
+			if n := len(r.Foreign); n > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%d snapshots are of another version of skep (%s ...): as long as they are in the store, nothing is freed there\n", n, shortID(r.Foreign[0]))
+			}
 			return g.print(cmd.OutOrStdout(), r, func() *table {
 				t := &table{head: []string{"SNAPSHOTS REMOVED", "OBJECTS FREED", "FREED", "KEPT"}}
 				t.add(fmt.Sprint(len(r.Evicted)), fmt.Sprint(r.Objects), size(r.Bytes), size(r.Kept))

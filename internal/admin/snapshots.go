@@ -52,6 +52,8 @@ type SnapshotReport struct {
 	Chunks   int      `json:"chunks"`
 	Bytes    int64    `json:"bytes"`
 	Problems []string `json:"problems,omitempty"`
+	// Foreign: something of it is of another version of skep; it is not removed.
+	Foreign bool `json:"foreign,omitempty"`
 	// Removed: it was damaged, and is not used any more.
 	Removed bool `json:"removed,omitempty"`
 }
@@ -71,6 +73,9 @@ type SnapshotPrune struct {
 	Objects int      `json:"objects"`
 	Bytes   int64    `json:"bytes"`
 	Kept    int64    `json:"keptBytes"`
+	// Foreign are those of another version of skep. While there are any,
+	// snapshots are removed, but what they were made of is not freed.
+	Foreign []string `json:"foreign,omitempty"`
 }
 
 // SnapshotBackend is the part of a Backend about snapshots. IDs may be cut
@@ -82,7 +87,8 @@ type SnapshotBackend interface {
 	Snapshots(ctx context.Context) ([]Snapshot, error)
 	DescribeSnapshot(ctx context.Context, id string) (SnapshotDetail, error)
 	DiffSnapshots(ctx context.Context, a, b string) ([]SnapshotDiff, error)
-	// VerifySnapshot reads all of it; with remove, a damaged one is removed.
+	// VerifySnapshot reads all of it; with remove, a damaged one is removed,
+	// but not one of another version.
 	VerifySnapshot(ctx context.Context, id string, remove bool) (SnapshotReport, error)
 	// PushSnapshot and PullSnapshot copy to and from another store.
 	PushSnapshot(ctx context.Context, id, to string) (SnapshotCopy, error)

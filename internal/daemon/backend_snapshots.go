@@ -169,11 +169,11 @@ func (b *backend) VerifySnapshot(ctx context.Context, id string, remove bool) (a
 	if err != nil {
 		return admin.SnapshotReport{}, explainStore(err)
 	}
-	out := admin.SnapshotReport{ID: found.String(), Layers: report.Layers, Chunks: report.Chunks, Bytes: report.Bytes}
+	out := admin.SnapshotReport{ID: found.String(), Layers: report.Layers, Chunks: report.Chunks, Bytes: report.Bytes, Foreign: report.Foreign()}
 	for _, p := range report.Problems {
 		out.Problems = append(out.Problems, p.Error())
 	}
-	if remove && !report.OK() {
+	if remove && !report.OK() && !report.Foreign() {
 		if err := c.Store().Quarantine(ctx, report); err != nil {
 			return out, err
 		}
@@ -253,6 +253,9 @@ func (b *backend) PruneSnapshots(ctx context.Context, limit int64) (admin.Snapsh
 	out := admin.SnapshotPrune{Evicted: []string{}, Objects: stats.Freed, Bytes: stats.Bytes, Kept: stats.Kept}
 	for _, id := range stats.Evicted {
 		out.Evicted = append(out.Evicted, id.String())
+	}
+	for _, id := range stats.Foreign {
+		out.Foreign = append(out.Foreign, id.String())
 	}
 	return out, err
 }

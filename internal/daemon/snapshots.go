@@ -128,13 +128,20 @@ func openStore(ctx context.Context, at, cache string, log *slog.Logger) (*snapsh
 func collectSnapshots(ctx context.Context, c *snapshots.Catalog, log *slog.Logger) {
 	t := time.NewTicker(10 * time.Minute)
 	defer t.Stop()
+	foreign := 0
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-t.C:
 		}
-		switch stats, err := c.Collect(ctx); {
+		stats, err := c.Collect(ctx)
+		if n := len(stats.Foreign); err == nil && n != foreign {
+			if foreign = n; n > 0 {
+				log.Warn("snapshots of another version of skep are in the store: as long as they are, what others leave there is not freed", "snapshots", n, "first", stats.Foreign[0])
+			}
+		}
+		switch {
 		case errors.Is(err, snapshot.ErrBusy):
 			log.Debug("collect snapshots, later", "error", err)
 		case err != nil && ctx.Err() == nil:

@@ -84,7 +84,8 @@ type entry struct {
 	loading         chan struct{}
 	saves, restores backoff
 	foreign         map[snapshot.ID]bool // was told
-	unrecorded      int                  // recordings that failed, in all
+	alien           map[snapshot.ID]alien
+	unrecorded      int // recordings that failed, in all
 }
 
 type stored struct {
@@ -165,7 +166,7 @@ func (c *Catalog) poke() {
 func (c *Catalog) key(key string) *entry {
 	e := c.keys[key]
 	if e == nil {
-		e = &entry{foreign: map[snapshot.ID]bool{}}
+		e = &entry{foreign: map[snapshot.ID]bool{}, alien: map[snapshot.ID]alien{}}
 		c.keys[key] = e
 	}
 	return e

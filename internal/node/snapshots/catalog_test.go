@@ -231,6 +231,59 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// TestForeignFormat: a later version's manifest, layer or chunk is not used,
+// told, and left to those who know it.
+func TestForeignFormat(t *testing.T) {
+	t.Parallel()
+	for _, what := range []string{"manifest", "layer", "chunk"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			l := open(t, dir)
+			l.save("a", "one")
+			id := l.stored("a")
+			l.shut()
+			if err := os.RemoveAll(filepath.Join(dir, "local")); err != nil {
+				t.Fatal(err)
+			}
+			id = ofVersion(t, filepath.Join(dir, "store"), id, what)
+			before := objects(t, dir, "")
+			l = open(t, dir)
+			damaged := l.events(ReasonDamaged) // of the files that are gone
+			for range 2 {
+				l.find("a", "")
+			}
+			if n := l.events(ReasonForeign); n != 1 || l.events(ReasonDamaged) != damaged {
+				t.Errorf("told %d times, want once: %v", n, l.all)
+			}
+			// One of our own is made beside it.
+			if err := l.Create(t.Context(), want("a"), CreateOptions{}, content("two")); err != nil {
+				t.Fatal(err)
+			}
+			l.stored("a")
+			l.find("a", "two").Release()
+			if err := l.Refresh(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if stats, err := l.Collect(t.Context()); err != nil || what != "chunk" && len(stats.Foreign) != 1 {
+				t.Errorf("collect: %+v, %v", stats, err)
+			}
+			after := objects(t, dir, "")
+			for name := range before {
+				if !after[name] {
+					t.Errorf("%s is gone", name)
+				}
+			}
+			// It goes with its service.
+			l.Forget("ns", "s-a")
+			eventually(t, "the manifests to go", func() bool { return len(objects(t, dir, "manifests")) == 0 })
+			if _, err := l.Store().Describe(t.Context(), id); !errors.Is(err, snapshot.ErrNotFound) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestFailures(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

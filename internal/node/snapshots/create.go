@@ -108,11 +108,17 @@ func (c *Catalog) create(ctx context.Context, w Want, o CreateOptions, save func
 func (c *Catalog) match(e *entry, w Want) *stored {
 	for n := range e.stored {
 		s := &e.stored[n]
+		if _, ok := e.alien[s.id]; ok {
+			continue
+		}
 		err := s.m.Match(snapshot.Environment{Requirements: w.Requirements})
 		if err == nil {
 			return s
 		}
 		c.refuse(e, s.id, s.m.Labels, err)
+	}
+	for id, a := range e.alien {
+		c.refuse(e, id, a.labels, a.err)
 	}
 	return nil
 }

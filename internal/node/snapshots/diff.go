@@ -86,7 +86,7 @@ func (c *Catalog) writeMemory(ctx context.Context, cr *snapshot.Creation, l *loc
 	if !parent.Digest.IsZero() && c.extendable(ctx, parent.Digest) {
 		ref, err := writeFile(ctx, cr, sandbox.FileMemory, filepath.Join(dirs[0], sandbox.FileMemory),
 			snapshot.LayerOptions{Parent: parent.Digest, Inherit: true})
-		if err == nil || !errors.Is(err, snapshot.ErrNotFound) && !errors.Is(err, snapshot.ErrDamaged) {
+		if err == nil || !errors.Is(err, snapshot.ErrNotFound) && !errors.Is(err, snapshot.ErrDamaged) && !errors.Is(err, snapshot.ErrForeign) {
 			return ref, err
 		}
 	}

@@ -44,9 +44,13 @@ func (c *Catalog) load(w Want) <-chan struct{} {
 				c.bury(l)
 			}
 		}
+		foreign := errors.Is(err, snapshot.ErrForeign)
+		if foreign {
+			c.estrange(from.id, from.m.Labels, err)
+		}
 		c.mu.Unlock()
 		close(done)
-		if err == nil || c.ctx.Err() != nil {
+		if err == nil || foreign || c.ctx.Err() != nil {
 			return
 		}
 		c.mu.Lock()

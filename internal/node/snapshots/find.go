@@ -227,6 +227,12 @@ func (c *Catalog) verify(id snapshot.ID, labels map[string]string) {
 	if report.OK() {
 		return
 	}
+	if report.Foreign() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.estrange(id, labels, fmt.Errorf("snapshot %s in the store: %w (%d problems)", id, report.Problems[0], len(report.Problems)))
+		return
+	}
 	c.lose(id)
 	c.metrics.restores.WithLabelValues("damaged").Inc()
 	err = fmt.Errorf("snapshot %s in the store: %w (%d problems); it is removed", id, report.Problems[0], len(report.Problems))

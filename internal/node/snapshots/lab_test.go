@@ -1,6 +1,7 @@
 package snapshots
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/skep-dev/skep/internal/node/journal"
 	"github.com/skep-dev/skep/internal/snapshot"
+	"github.com/skep-dev/skep/internal/snapshot/backend"
 	folder "github.com/skep-dev/skep/internal/snapshot/backend/local"
 )
 
@@ -77,6 +79,79 @@ func (l *lab) events(reason string) int {
 		}
 	}
 	return n
+}
+
+// objects are those of the store in dir that are content.
+func objects(t *testing.T, dir, prefix string) map[string]bool {
+	t.Helper()
+	b, err := folder.Open(filepath.Join(dir, "store"), folder.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]bool{}
+	err = b.List(t.Context(), prefix, func(i backend.Info) error {
+		if snapshot.Cacheable(i.Name) || strings.HasPrefix(i.Name, "manifests/") {
+			all[i.Name] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// ofVersion makes a snapshot in a store one of which something is a later
+// version's, and returns its ID.
+func ofVersion(t *testing.T, dir string, id snapshot.ID, what string) snapshot.ID {
+	t.Helper()
+	b, err := folder.Open(dir, folder.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	take := func(name string) []byte {
+		data, err := backend.ReadAll(t.Context(), b, name, 1<<30)
+		if err == nil {
+			err = b.Delete(t.Context(), name)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	put := func(name string, data []byte) {
+		if err := b.Put(t.Context(), name, bytes.NewReader(data), int64(len(data))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := take("manifests/" + id.Hex())
+	m, err := snapshot.DecodeManifest(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, _ := m.Layer("memory")
+	switch what {
+	case "manifest":
+		text = bytes.Replace(text, []byte(`"version": 1`), []byte(`"version": 2`), 1)
+	case "layer":
+		table := take("layers/" + ref.Digest.Hex())
+		table[7]++ // after the magic
+		d := snapshot.DigestOf(table)
+		put("layers/"+d.Hex(), table)
+		text = bytes.ReplaceAll(text, []byte(ref.Digest.Hex()), []byte(d.Hex()))
+	case "chunk":
+		err := b.List(t.Context(), "chunks/", func(i backend.Info) error {
+			data := take(i.Name)
+			data[3], data[len(data)-1] = 9, data[len(data)-1]^1
+			put(i.Name, data)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("manifests/"+snapshot.DigestOf(text).Hex(), text)
+	return snapshot.DigestOf(text)
 }
 
 func want(key string, edit ...func(*snapshot.Requirements)) Want {

@@ -6,6 +6,7 @@ type metrics struct {
 	c                        *Catalog
 	saves, restores, stores  *prometheus.CounterVec
 	recordings               prometheus.Counter
+	foreign                  prometheus.Gauge
 	copies, copyBytes, todos *prometheus.Desc
 }
 
@@ -24,6 +25,9 @@ func newMetrics(c *Catalog, reg prometheus.Registerer) *metrics {
 		recordings: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "skep_snapshot_recordings_total", Help: "Working sets recorded.",
 		}),
+		foreign: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "skep_snapshot_foreign", Help: "Snapshots in the store that belong to another version of this program.",
+		}),
 		copies:    prometheus.NewDesc("skep_snapshot_copies", "Snapshots on this machine as files.", nil, nil),
 		copyBytes: prometheus.NewDesc("skep_snapshot_copy_bytes", "Disk space of those files.", nil, nil),
 		todos:     prometheus.NewDesc("skep_snapshot_unstored", "Snapshots that are not in the store yet.", nil, nil),
@@ -32,7 +36,7 @@ func newMetrics(c *Catalog, reg prometheus.Registerer) *metrics {
 		m.restores.WithLabelValues(r)
 	}
 	if reg != nil {
-		reg.MustRegister(m.saves, m.restores, m.stores, m.recordings, m)
+		reg.MustRegister(m.saves, m.restores, m.stores, m.recordings, m.foreign, m)
 	}
 	return m
 }

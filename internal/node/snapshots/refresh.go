@@ -41,6 +41,9 @@ func (c *Catalog) Refresh(ctx context.Context) error {
 	found := map[string][]stored{}
 	ids := map[snapshot.ID]bool{}
 	for _, s := range all {
+		if errors.Is(s.Err, snapshot.ErrForeign) {
+			continue // see aliens
+		}
 		if s.Err != nil {
 			c.cfg.Log.Warn("a snapshot in the store cannot be used", "snapshot", s.ID, "error", s.Err)
 			continue
@@ -55,6 +58,7 @@ func (c *Catalog) Refresh(ctx context.Context) error {
 	for key := range found {
 		c.key(key)
 	}
+	c.aliens(all)
 	for key, e := range c.keys {
 		// What was stored since the list was made stays.
 		for _, s := range e.stored {
@@ -105,6 +109,12 @@ func (c *Catalog) Forget(namespace, revision string) {
 			if is(s.m.Labels) {
 				mine = true
 				ids = append(ids, s.id)
+			}
+		}
+		for id, a := range e.alien { // this is no guess: its owner goes
+			if is(a.labels) && !slices.Contains(ids, id) {
+				mine = true
+				ids = append(ids, id)
 			}
 		}
 		if mine {

@@ -143,7 +143,7 @@ func (c *Catalog) storeOne(l *local) error {
 	e := c.key(m.Labels[LabelKey])
 	for _, s := range e.stored {
 		// Those that this one supersedes; others are for other machines.
-		if s.id != id && s.m.Match(snapshot.Environment{Requirements: m.Requirements}) == nil && !slices.Contains(gone, s.id) {
+		if _, foreign := e.alien[s.id]; !foreign && s.id != id && s.m.Match(snapshot.Environment{Requirements: m.Requirements}) == nil && !slices.Contains(gone, s.id) {
 			gone = append(gone, s.id)
 		}
 	}
