@@ -207,6 +207,9 @@ func (b *backend) copySnapshot(ctx context.Context, id, at string, pull bool) (a
 	if err != nil {
 		return admin.SnapshotCopy{}, err
 	}
+	if pull {
+		c.Spare(found)
+	}
 	stats, err := snapshot.Copy(ctx, to, from, found)
 	if err == nil && pull {
 		err = c.Refresh(ctx)

@@ -66,12 +66,14 @@ type Catalog struct {
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
 	wake    chan struct{} // pokes the goroutine that stores copies
+	removal chan struct{} // pokes the one that removes snapshots
 
 	indexed chan struct{} // closed when the store was read once
 
 	mu     sync.Mutex
 	keys   map[string]*entry
 	copies map[string]*local // by name
+	doomed map[snapshot.ID]*backoff
 	closed bool
 }
 
@@ -114,17 +116,18 @@ func Open(ctx context.Context, cfg Config) (*Catalog, error) {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
 	c := &Catalog{
-		cfg: cfg, boot: string(boot), wake: make(chan struct{}, 1), indexed: make(chan struct{}),
-		keys: map[string]*entry{}, copies: map[string]*local{},
+		cfg: cfg, boot: string(boot), wake: make(chan struct{}, 1), removal: make(chan struct{}, 1), indexed: make(chan struct{}),
+		keys: map[string]*entry{}, copies: map[string]*local{}, doomed: map[snapshot.ID]*backoff{},
 	}
 	c.metrics = newMetrics(c, cfg.Registerer)
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	if err := c.recover(ctx); err != nil {
+	if err := errors.Join(c.recoverDoomed(ctx), c.recover(ctx)); err != nil {
 		c.cancel()
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
 	c.work.Go(c.index)
 	c.work.Go(c.storeAll)
+	c.work.Go(c.removeAll)
 	c.poke()
 	return c, nil
 }

@@ -191,7 +191,9 @@ func (u *Use) Failed(cause error) {
 	case id.IsZero():
 	case hopeless:
 		c.lose(id)
-		c.goWork(func() { c.deleteStored([]snapshot.ID{id}) })
+		c.mu.Lock()
+		c.doom(id)
+		c.mu.Unlock()
 	default:
 		c.goWork(func() { c.verify(id, labels) })
 	}

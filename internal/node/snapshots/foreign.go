@@ -28,7 +28,7 @@ func (c *Catalog) aliens(all []snapshot.Entry) {
 	there := map[snapshot.ID]bool{}
 	for _, s := range all {
 		there[s.ID] = true
-		if !errors.Is(s.Err, snapshot.ErrForeign) {
+		if !errors.Is(s.Err, snapshot.ErrForeign) || c.doomed[s.ID] != nil {
 			continue
 		}
 		key := s.Labels[LabelKey]

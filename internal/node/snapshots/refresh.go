@@ -55,8 +55,9 @@ func (c *Catalog) Refresh(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for key := range found {
+	for key, list := range found {
 		c.key(key)
+		found[key] = slices.DeleteFunc(list, func(s stored) bool { return c.doomed[s.id] != nil })
 	}
 	c.aliens(all)
 	for key, e := range c.keys {
@@ -96,12 +97,13 @@ func (c *Catalog) Collect(ctx context.Context) (snapshot.GCStats, error) {
 }
 
 // Forget removes all snapshots of a revision that is gone: they hold what was
-// in its memory.
+// in its memory. Those that the store cannot remove now go when it can.
 func (c *Catalog) Forget(namespace, revision string) {
 	is := func(labels map[string]string) bool {
 		return labels[LabelNamespace] == namespace && labels[LabelRevision] == revision
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	var ids []snapshot.ID
 	for key, e := range c.keys {
 		mine := e.copy != nil && is(e.copy.rec.Manifest.Labels)
@@ -130,21 +132,5 @@ func (c *Catalog) Forget(namespace, revision string) {
 			c.drop(l)
 		}
 	}
-	c.mu.Unlock()
-	if len(ids) > 0 {
-		c.goWork(func() { c.deleteStored(ids) })
-	}
-}
-
-// deleteStored removes snapshots from the store; those in use stay for the
-// limit to take.
-func (c *Catalog) deleteStored(ids []snapshot.ID) {
-	ctx, cancel := context.WithTimeout(c.ctx, time.Minute)
-	defer cancel()
-	for _, id := range ids {
-		err := c.cfg.Store.Delete(ctx, id)
-		if err != nil && !errors.Is(err, snapshot.ErrNotFound) && c.ctx.Err() == nil {
-			c.cfg.Log.Warn("remove snapshot from the store", "snapshot", id, "error", err)
-		}
-	}
+	c.doom(ids...)
 }

@@ -120,7 +120,7 @@ func (c *Catalog) storeOne(l *local) error {
 		gone = append(gone, before)
 	}
 	if l.forget {
-		c.work.Go(func() { c.deleteStored(append(gone, id)) })
+		c.doom(append(gone, id)...)
 		return nil
 	}
 	l.rec.Snapshot, l.storedAt = id, c.cfg.Now()
@@ -133,7 +133,7 @@ func (c *Catalog) storeOne(l *local) error {
 	if err := c.intact(l); err != nil {
 		l.forget = true
 		c.drop(l)
-		c.work.Go(func() { c.deleteStored(append(gone, id)) })
+		c.doom(append(gone, id)...)
 		c.tell(l.rec.Manifest.Labels, ReasonDamaged, fmt.Errorf("while it was stored: %w", err))
 		return nil
 	}
@@ -149,9 +149,7 @@ func (c *Catalog) storeOne(l *local) error {
 	}
 	e.stored = slices.DeleteFunc(e.stored, func(s stored) bool { return s.id == id || slices.Contains(gone, s.id) })
 	e.stored = slices.Insert(e.stored, 0, stored{id, &m, l.storedAt})
-	if len(gone) > 0 {
-		c.work.Go(func() { c.deleteStored(gone) })
-	}
+	c.doom(gone...)
 	return nil
 }
 

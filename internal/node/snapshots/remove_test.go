@@ -1,0 +1,123 @@
+package snapshots
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/internal/snapshot"
+	"github.com/skep-dev/skep/internal/snapshot/backend"
+	folder "github.com/skep-dev/skep/internal/snapshot/backend/local"
+)
+
+// away is a backend that cannot be reached at times.
+type away struct {
+	backend.Backend
+	gone *atomic.Bool
+}
+
+var errAway = errors.New("no route to the store")
+
+func (a away) err() error {
+	if a.gone.Load() {
+		return errAway
+	}
+	return nil
+}
+
+func (a away) Put(ctx context.Context, name string, r io.Reader, size int64) error {
+	if err := a.err(); err != nil {
+		return err
+	}
+	return a.Backend.Put(ctx, name, r, size)
+}
+
+func (a away) Get(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
+	if err := a.err(); err != nil {
+		return nil, err
+	}
+	return a.Backend.Get(ctx, name, offset, length)
+}
+
+func (a away) Stat(ctx context.Context, name string) (backend.Info, error) {
+	if err := a.err(); err != nil {
+		return backend.Info{}, err
+	}
+	return a.Backend.Stat(ctx, name)
+}
+
+func (a away) List(ctx context.Context, prefix string, fn func(backend.Info) error) error {
+	if err := a.err(); err != nil {
+		return err
+	}
+	return a.Backend.List(ctx, prefix, fn)
+}
+
+func (a away) Delete(ctx context.Context, name string) error {
+	if err := a.err(); err != nil {
+		return err
+	}
+	return a.Backend.Delete(ctx, name)
+}
+
+// TestForgetWhileAway: a revision's snapshots go also when the store is away
+// at that moment, and longer than this process lives.
+func TestForgetWhileAway(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var gone atomic.Bool
+	var mu sync.Mutex
+	now := time.Now()
+	edit := func(c *Config) {
+		b, err := folder.Open(filepath.Join(dir, "store"), folder.Options{NoSync: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Store = snapshot.New(away{b, &gone}, snapshot.Options{Log: slog.New(slog.DiscardHandler)})
+		c.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
+	}
+	l := open(t, dir, edit)
+	l.save("a", "one")
+	l.save("b", "two")
+	l.stored("a")
+	kept := l.stored("b")
+	tried := func() bool {
+		n := 0
+		l.locked(func() {
+			for _, b := range l.doomed {
+				n += b.failures
+			}
+		})
+		return n > 0
+	}
+	gone.Store(true)
+	l.Forget("ns", "s-a")
+	eventually(t, "a try", tried)
+	l.shut()
+	l = open(t, dir, edit)
+	eventually(t, "another process's try", tried)
+	// It is back. Until it is removed, nothing is started from the snapshot.
+	gone.Store(false)
+	if err := l.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.find("a", "")
+	mu.Lock()
+	now = now.Add(maxPause)
+	mu.Unlock()
+	l.removal <- struct{}{}
+	eventually(t, "it to go", func() bool { return len(objects(t, dir, "manifests")) == 1 })
+	eventually(t, "no record", func() bool {
+		records, err := l.j.List(t.Context(), kindDoomed)
+		return err == nil && len(records) == 0
+	})
+	if _, err := l.Store().Describe(t.Context(), kept); err != nil {
+		t.Errorf("the other one: %v", err)
+	}
+}
