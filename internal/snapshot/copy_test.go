@@ -2,7 +2,13 @@ package snapshot
 
 import (
 	"bytes"
+	"context"
+	"io"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/skep-dev/skep/internal/snapshot/backend"
 )
 
 // remoteStore is an object store as one would use it: S3, with retries, limits
@@ -84,6 +90,51 @@ func TestResolveAndList(t *testing.T) {
 	all, err := s.List(t.Context())
 	if err != nil || len(all) != 2 || all[0].ID != a || all[1].ID != b || all[0].LastUse.IsZero() {
 		t.Errorf("List = %+v, %v", all, err)
+	}
+}
+
+// slow counts reads of manifests, and has as many of them wait for each other
+// as may go on at once.
+type slow struct {
+	backend.Backend
+	gets, stats atomic.Int64
+	together    chan struct{}
+}
+
+func (b *slow) Get(ctx context.Context, name string, off, n int64) (io.ReadCloser, error) {
+	if b.gets.Add(1) == listReads {
+		close(b.together)
+	}
+	select {
+	case <-b.together:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return b.Backend.Get(ctx, name, off, n)
+}
+
+func (b *slow) Stat(ctx context.Context, name string) (backend.Info, error) {
+	b.stats.Add(1)
+	return b.Backend.Stat(ctx, name)
+}
+
+// A list takes one round trip a manifest, several at the same time.
+func TestListIsConcurrent(t *testing.T) {
+	s, mem := newStore(t)
+	for n := range uint64(2 * listReads) {
+		create(t, s, ID{}, noise(n, 100), LayerOptions{})
+	}
+	b := &slow{Backend: mem, together: make(chan struct{})}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // for want of companions
+	defer cancel()
+	all, err := New(b, Options{Workers: 1}).List(ctx)
+	if err != nil || len(all) != 2*listReads || b.gets.Load() != 2*listReads || b.stats.Load() != 0 {
+		t.Errorf("%d snapshots, %v, %d Gets, %d Stats", len(all), err, b.gets.Load(), b.stats.Load())
+	}
+	for n := range all[1:] {
+		if all[n+1].created().Before(all[n].created()) {
+			t.Error("they are not in order")
+		}
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/skep-dev/skep/internal/snapshot/backend"
 )
 
@@ -35,33 +37,60 @@ func (s *Store) List(ctx context.Context) ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []Entry
-	err = s.b.List(ctx, manifestDir, func(i backend.Info) error {
-		id, err := ParseDigest(strings.TrimPrefix(i.Name, manifestDir))
-		if err != nil {
-			return nil //nolint:nilerr // not ours
-		}
-		e := Entry{ID: id, LastUse: uses[id].last}
-		var text []byte
-		e.Manifest, text, e.Err = s.getManifest(ctx, id)
-		switch {
-		case errors.Is(e.Err, ErrNotFound):
-			return nil // deleted meanwhile
-		case errors.Is(e.Err, ErrForeign):
-			e.Labels, e.mentions = foreignLabels(text), mentioned(text)
-		case e.Err != nil && !errors.Is(e.Err, ErrDamaged):
-			return e.Err
-		}
-		all = append(all, e)
-		return nil
-	})
+	var found []backend.Info
+	err = s.b.List(ctx, manifestDir, func(i backend.Info) error { found = append(found, i); return nil })
 	if err != nil {
 		return nil, fmt.Errorf("listing snapshots: %w", err)
+	}
+	read := make([]*Entry, len(found))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(listReads, s.opts.Workers))
+	for n, i := range found {
+		if id, err := ParseDigest(strings.TrimPrefix(i.Name, manifestDir)); err == nil { // else it is not ours
+			g.Go(func() (err error) { read[n], err = s.entry(gctx, id, i.Size); return err })
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("listing snapshots: %w", err)
+	}
+	var all []Entry
+	for _, e := range read {
+		if e != nil {
+			e.LastUse = uses[e.ID].last
+			all = append(all, *e)
+		}
 	}
 	slices.SortFunc(all, func(a, b Entry) int {
 		return cmp.Or(a.created().Compare(b.created()), cmp.Compare(a.ID.Hex(), b.ID.Hex()))
 	})
 	return all, nil
+}
+
+// listReads is how many manifests are read at the same time, at least: it is
+// waiting, not work.
+const listReads = 8
+
+// entry reads a manifest of a known size; nil if it is gone.
+func (s *Store) entry(ctx context.Context, id ID, size int64) (*Entry, error) {
+	name := manifestName(id)
+	var data []byte
+	err := error(&DamageError{Object: name, Kind: Corrupt, Reason: "too large"})
+	if size <= MaxManifest {
+		data, err = backend.ReadSized(ctx, s.b, name, size)
+		err = damageOf(name, err)
+	}
+	e := &Entry{ID: id}
+	var text []byte
+	e.Manifest, text, e.Err = checkManifest(id, data, err)
+	switch {
+	case errors.Is(e.Err, ErrNotFound):
+		return nil, nil //nolint:nilnil // deleted meanwhile
+	case errors.Is(e.Err, ErrForeign):
+		e.Labels, e.mentions = foreignLabels(text), mentioned(text)
+	case e.Err != nil && !errors.Is(e.Err, ErrDamaged):
+		return nil, e.Err
+	}
+	return e, nil
 }
 
 func (e Entry) created() time.Time {

@@ -102,15 +102,19 @@ func (s *Store) seen(name string, err error) error {
 // says, is damage.
 func (s *Store) read(ctx context.Context, name string, limit int64) ([]byte, error) {
 	data, err := backend.ReadAll(ctx, s.b, name, limit)
+	return data, damageOf(name, err)
+}
+
+func damageOf(name string, err error) error {
 	switch {
 	case errors.Is(err, backend.ErrNotExist):
-		return nil, &DamageError{Object: name, Kind: Missing, Err: err}
+		return &DamageError{Object: name, Kind: Missing, Err: err}
 	case errors.Is(err, backend.ErrSize):
-		return nil, &DamageError{Object: name, Kind: Corrupt, Reason: "too large", Err: err}
+		return &DamageError{Object: name, Kind: Corrupt, Reason: "too large", Err: err}
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, backend.ErrRange):
-		return nil, &DamageError{Object: name, Kind: Truncated, Err: err}
+		return &DamageError{Object: name, Kind: Truncated, Err: err}
 	}
-	return data, err
+	return err
 }
 
 // put stores an object whose name stands for its content.
@@ -123,14 +127,15 @@ func (s *Store) put(ctx context.Context, name string, data []byte) error {
 }
 
 func (s *Store) readManifest(ctx context.Context, id ID) (*Manifest, error) {
-	m, _, err := s.getManifest(ctx, id)
+	data, err := s.read(ctx, manifestName(id), MaxManifest)
+	m, _, err := checkManifest(id, data, err)
 	return m, err
 }
 
-// getManifest also gives the text of a foreign manifest.
-func (s *Store) getManifest(ctx context.Context, id ID) (*Manifest, []byte, error) {
+// checkManifest makes a manifest of what was read, and also gives the text of
+// a foreign one.
+func checkManifest(id ID, data []byte, err error) (*Manifest, []byte, error) {
 	name := manifestName(id)
-	data, err := s.read(ctx, name, MaxManifest)
 	if errors.Is(err, backend.ErrNotExist) {
 		return nil, nil, fmt.Errorf("%w: %s", ErrNotFound, id)
 	}

@@ -149,12 +149,17 @@ func ReadAll(ctx context.Context, b Backend, name string, limit int64) ([]byte, 
 	if info.Size > limit {
 		return nil, fmt.Errorf("%w: %s has %d bytes, allowed are %d", ErrSize, name, info.Size, limit)
 	}
-	rc, err := b.Get(ctx, name, 0, info.Size)
+	return ReadSized(ctx, b, name, info.Size)
+}
+
+// ReadSized reads a whole object of a known size.
+func ReadSized(ctx context.Context, b Backend, name string, size int64) ([]byte, error) {
+	rc, err := b.Get(ctx, name, 0, size)
 	if err != nil {
 		return nil, err
 	}
 	defer rc.Close()
-	buf := make([]byte, info.Size)
+	buf := make([]byte, size)
 	if _, err := io.ReadFull(rc, buf); err != nil {
 		return nil, fmt.Errorf("reading object %s: %w", name, err)
 	}
