@@ -24,7 +24,7 @@ func (c *Creation) Compact(ctx context.Context, role string, d Digest) (LayerRef
 }
 
 // Compact makes a new snapshot like an old one, but of layers without parents,
-// and without a parent itself.
+// and without a parent itself. One that is so already is returned as it is.
 func (s *Store) Compact(ctx context.Context, id ID) (ID, error) {
 	pin, err := s.Pin(ctx, id)
 	if err != nil {
@@ -32,6 +32,17 @@ func (s *Store) Compact(ctx context.Context, id ID) (ID, error) {
 	}
 	defer pin.Release(ctx)
 	m := *pin.Manifest
+	flat := m.Parent.IsZero()
+	for _, ref := range m.Layers {
+		depth, err := s.Depth(ctx, ref.Digest)
+		if err != nil {
+			return ID{}, fmt.Errorf("compacting: %w", err)
+		}
+		flat = flat && depth == 1
+	}
+	if flat {
+		return id, nil
+	}
 	layers := m.Layers
 	m.Layers, m.Parent = nil, ID{}
 	c, err := s.Begin(ctx, m)

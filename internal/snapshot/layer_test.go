@@ -74,6 +74,12 @@ func TestChainEqualsModel(t *testing.T) {
 			t.Fatal(err)
 		}
 		checkModel(t, s, r, m.Layers[0].Digest, model, 1)
+		if again, err := s.Compact(t.Context(), flat); err != nil || again != flat || !m.Parent.IsZero() {
+			t.Errorf("compacting what is: %s, %v", again, err)
+		}
+		if n, err := s.Depth(t.Context(), ref.Digest); err != nil || n != 5 {
+			t.Errorf("depth %d, %v", n, err)
+		}
 		st, err := s.Diff(t.Context(), id, flat)
 		if err != nil || len(st) != 1 || st[0].Changed+st[0].OnlyA+st[0].OnlyB != 0 {
 			t.Errorf("compacting changed something: %+v, %v", st, err)

@@ -57,6 +57,7 @@ type Store struct {
 
 	mu      sync.Mutex
 	touched map[ID]time.Time
+	depths  map[Digest]int
 }
 
 // New makes a store over b. If b is a *backend.Cached, Verify reads beneath it.
@@ -77,7 +78,7 @@ func New(b backend.Backend, opts Options) *Store {
 		opts.Log = slog.Default()
 	}
 	cache, _ := b.(*backend.Cached)
-	return &Store{b: b, cache: cache, opts: opts, touched: map[ID]time.Time{}}
+	return &Store{b: b, cache: cache, opts: opts, touched: map[ID]time.Time{}, depths: map[Digest]int{}}
 }
 
 // direct is the store without its cache: what Verify finds whole is whole in
@@ -86,7 +87,7 @@ func (s *Store) direct() *Store {
 	if s.cache == nil {
 		return s
 	}
-	return &Store{b: s.cache.Beneath(), cache: s.cache, opts: s.opts, touched: map[ID]time.Time{}}
+	return &Store{b: s.cache.Beneath(), cache: s.cache, opts: s.opts, touched: map[ID]time.Time{}, depths: map[Digest]int{}}
 }
 
 // seen passes on what reading an object gave. Of a damaged one the cache keeps
@@ -185,7 +186,7 @@ func (s *Store) readChain(ctx context.Context, d Digest) ([]*index, error) {
 	var chain []*index
 	for !d.IsZero() {
 		if len(chain) == maxDepth {
-			return nil, fmt.Errorf("layer has more than %d ancestors: compact it", maxDepth)
+			return nil, fmt.Errorf("layer has more than %d ancestors: compact its snapshot (skep snapshot compact)", maxDepth)
 		}
 		ix, err := s.readIndex(ctx, d)
 		if err != nil {
@@ -198,6 +199,27 @@ func (s *Store) readChain(ctx context.Context, d Digest) ([]*index, error) {
 		d = ix.parent
 	}
 	return chain, nil
+}
+
+// Depth is the number of layers in a layer's chain, 1 for a base.
+func (s *Store) Depth(ctx context.Context, d Digest) (int, error) {
+	s.mu.Lock()
+	depth, ok := s.depths[d]
+	s.mu.Unlock()
+	if ok {
+		return depth, nil
+	}
+	chain, err := s.readChain(ctx, d)
+	if err != nil {
+		return 0, fmt.Errorf("depth of layer %s: %w", d, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.depths) > 10_000 {
+		clear(s.depths) // read again where needed
+	}
+	s.depths[d] = len(chain)
+	return len(chain), nil
 }
 
 // Volatile tells whether an object may be lost in a power failure without

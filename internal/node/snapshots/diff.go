@@ -3,7 +3,6 @@ package snapshots
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -73,34 +72,64 @@ func (c *Catalog) orphan(l *local) {
 	}
 }
 
-// writeMemory stores the memory of a copy that is a difference: as such, if
-// the store has what it differs from, or else whole.
-func (c *Catalog) writeMemory(ctx context.Context, cr *snapshot.Creation, l *local) (snapshot.LayerRef, error) {
+// storedBase is what a copy is a difference from, in the store.
+type storedBase struct {
+	id     snapshot.ID
+	memory snapshot.Digest
+}
+
+// storedBase finds the snapshot that a copy can be stored as a difference from;
+// zero if there is none. If its memory is stored already, that is its parent.
+func (c *Catalog) storedBase(ctx context.Context, l *local, m snapshot.Manifest) storedBase {
+	if _, ok := m.Layer(sandbox.FileMemory); ok || len(l.rec.Parents) == 0 {
+		return storedBase{id: m.Parent}
+	}
 	c.mu.Lock()
-	var parent snapshot.LayerRef
-	dirs := c.image(l).Dirs
+	var base storedBase
 	if p := c.copies[l.rec.Parents[0]]; p != nil {
-		parent, _ = p.rec.Manifest.Layer(sandbox.FileMemory)
+		ref, _ := p.rec.Manifest.Layer(sandbox.FileMemory)
+		base = storedBase{p.rec.Snapshot, ref.Digest}
 	}
 	c.mu.Unlock()
-	if !parent.Digest.IsZero() && c.extendable(ctx, parent.Digest) {
-		ref, err := writeFile(ctx, cr, sandbox.FileMemory, filepath.Join(dirs[0], sandbox.FileMemory),
-			snapshot.LayerOptions{Parent: parent.Digest, Inherit: true})
-		if err == nil || !errors.Is(err, snapshot.ErrNotFound) && !errors.Is(err, snapshot.ErrDamaged) && !errors.Is(err, snapshot.ErrForeign) {
-			return ref, err
-		}
+	if base.id.IsZero() || base.memory.IsZero() || !c.extendable(ctx, base.memory) {
+		return storedBase{}
 	}
-	return writeFlat(ctx, cr, dirs)
+	return base
+}
+
+// ancestors are the snapshots in the store that one is a difference from.
+func (e *entry) ancestors(m *snapshot.Manifest) map[snapshot.ID]bool {
+	all := map[snapshot.ID]bool{}
+	for at := m.Parent; !at.IsZero() && !all[at]; {
+		all[at] = true
+		next := snapshot.ID{}
+		for _, s := range e.stored {
+			if s.id == at {
+				next = s.m.Parent
+			}
+		}
+		at = next
+	}
+	return all
+}
+
+// writeMemory stores the memory of a copy that is a difference: as such, if
+// the store has what it differs from, or else whole.
+func (c *Catalog) writeMemory(ctx context.Context, cr *snapshot.Creation, l *local, base storedBase) (snapshot.LayerRef, error) {
+	c.mu.Lock()
+	dirs := c.image(l).Dirs
+	c.mu.Unlock()
+	if base.memory.IsZero() {
+		return writeFlat(ctx, cr, dirs)
+	}
+	return writeFile(ctx, cr, sandbox.FileMemory, filepath.Join(dirs[0], sandbox.FileMemory),
+		snapshot.LayerOptions{Parent: base.memory, Inherit: true})
 }
 
 // extendable tells whether a layer can have another one on top.
 func (c *Catalog) extendable(ctx context.Context, d snapshot.Digest) bool {
-	layer, err := c.cfg.Store.OpenLayer(ctx, d)
-	if err != nil {
-		return false
-	}
-	defer layer.Close() //nolint:errcheck // read only
-	return layer.Depth() < maxChain
+	depth, err := c.cfg.Store.Depth(ctx, d)
+	return err == nil && depth < maxChain
 }
 
 // writeFlat stores the memory that folders make up together.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -108,10 +109,9 @@ func TestDiff(t *testing.T) {
 		l.stored("a")
 	}
 	top := l.stored("a")
-	eventually(t, "the base's manifest to go", func() bool {
-		_, err := l.Store().Describe(t.Context(), base)
-		return errors.Is(err, snapshot.ErrNotFound)
-	})
+	if got := l.lineage(top); len(got) != 3 || got[2] != base {
+		t.Errorf("its lineage is %v, want it to end with %s", got, base)
+	}
 	if n := l.folders(); n != 3 {
 		t.Errorf("%d folders, want the base and two differences", n)
 	}
@@ -132,7 +132,11 @@ func TestDiff(t *testing.T) {
 	l.extend("a", 3, false)
 	l.has("a", 3, 1)
 	eventually(t, "the parents to go", func() bool { return l.folders() == 1 })
-	l.stored("a")
+	whole := l.stored("a")
+	eventually(t, "the manifests below to go", func() bool { return len(objects(t, dir, "manifests")) == 1 })
+	if got := l.lineage(whole); len(got) != 1 {
+		t.Errorf("the lineage of a whole one is %v", got)
+	}
 	// What comes from the store is whole, too.
 	l.extend("a", 4, true)
 	l.stored("a")
@@ -143,7 +147,93 @@ func TestDiff(t *testing.T) {
 	l = open(t, dir)
 	l.has("a", 4, 1)
 	l.Forget("ns", "s-a")
-	eventually(t, "all to go", func() bool { return l.folders() == 0 })
+	eventually(t, "all to go", func() bool { return l.folders() == 0 && len(objects(t, dir, "manifests")) == 0 })
+}
+
+// lineage is a snapshot in the store and those that it is a difference from.
+func (l *lab) lineage(id snapshot.ID) (all []snapshot.ID) {
+	l.t.Helper()
+	for !id.IsZero() {
+		all = append(all, id)
+		m, err := l.Store().Describe(l.t.Context(), id)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		id = m.Parent
+	}
+	return all
+}
+
+// TestCompact: a difference in the store becomes whole, and those below it go.
+func TestCompact(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := open(t, dir)
+	l.save("a", "one")
+	l.stored("a")
+	l.extend("a", 1, true)
+	l.stored("a")
+	l.extend("a", 2, true)
+	top := l.stored("a")
+	below := l.lineage(top)
+	got, err := l.Compact(t.Context(), top)
+	if err != nil || got.ID == top || !slices.Equal(got.Removed, below) {
+		t.Fatalf("%+v, %v, want %v removed", got, err, below)
+	}
+	m, err := l.Store().Describe(t.Context(), got.ID)
+	if err != nil || !m.Parent.IsZero() {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	ref, _ := m.Layer(sandbox.FileMemory)
+	if n, err := l.Store().Depth(t.Context(), ref.Digest); err != nil || n != 1 {
+		t.Errorf("depth %d, %v", n, err)
+	}
+	if again, err := l.Compact(t.Context(), got.ID); err != nil || again.ID != got.ID || len(again.Removed) > 0 {
+		t.Errorf("once more: %+v, %v", again, err)
+	}
+	// The files here are still three layers, and the next difference is on the
+	// whole one.
+	l.has("a", 2, 3)
+	if err := l.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.extend("a", 3, true)
+	if all := l.lineage(l.stored("a")); len(all) != 2 || all[1] != got.ID {
+		t.Errorf("lineage %v, want one on %s", all, got.ID)
+	}
+	if stats, err := l.Collect(t.Context()); err != nil || stats.Freed == 0 {
+		t.Errorf("collect: %+v, %v", stats, err)
+	}
+	l.shut()
+	if err := os.RemoveAll(filepath.Join(dir, "local")); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, dir)
+	l.has("a", 3, 1)
+	// One that others are on stays.
+	got, err = l.Compact(t.Context(), l.lineage(l.stored("a"))[1])
+	if err != nil || len(got.Removed) > 0 {
+		t.Errorf("what another is on: %+v, %v", got, err)
+	}
+}
+
+// TestDiffOnNothing: the store has lost the snapshot that a difference is on,
+// before that comes there.
+func TestDiffOnNothing(t *testing.T) {
+	t.Parallel()
+	l := open(t, t.TempDir())
+	l.save("a", "one")
+	if err := l.Store().Delete(t.Context(), l.stored("a")); err != nil {
+		t.Fatal(err)
+	}
+	l.extend("a", 1, true)
+	top := l.stored("a")
+	if all := l.lineage(top); len(all) != 1 {
+		t.Errorf("lineage %v", all)
+	}
+	if r, err := l.Store().Verify(t.Context(), top); err != nil || !r.OK() || r.Layers != 2 { // memory and state, each alone
+		t.Errorf("verify: %+v, %v", r, err)
+	}
 }
 
 // TestDiffUnstored: the store never had what a difference is on.

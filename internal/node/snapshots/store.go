@@ -107,11 +107,10 @@ func (c *Catalog) storeOne(l *local) error {
 			return err
 		}
 	}
-	id, layers, err := c.write(ctx, l, m, files, set)
+	id, m, err := c.write(ctx, l, m, files, set)
 	if err != nil {
 		return err
 	}
-	m.Layers = layers
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -141,9 +140,10 @@ func (c *Catalog) storeOne(l *local) error {
 		return err
 	}
 	e := c.key(m.Labels[LabelKey])
+	below := e.ancestors(&m)
 	for _, s := range e.stored {
 		// Those that this one supersedes; others are for other machines.
-		if _, foreign := e.alien[s.id]; !foreign && s.id != id && s.m.Match(snapshot.Environment{Requirements: m.Requirements}) == nil && !slices.Contains(gone, s.id) {
+		if _, foreign := e.alien[s.id]; !foreign && s.id != id && !below[s.id] && s.m.Match(snapshot.Environment{Requirements: m.Requirements}) == nil && !slices.Contains(gone, s.id) {
 			gone = append(gone, s.id)
 		}
 	}
@@ -154,8 +154,27 @@ func (c *Catalog) storeOne(l *local) error {
 }
 
 // write makes the snapshot in the store, of the layers that are there already
-// and of files.
-func (c *Catalog) write(ctx context.Context, l *local, m snapshot.Manifest, files []string, set string) (snapshot.ID, []snapshot.LayerRef, error) {
+// and of files, and returns the manifest with all layers. If what it is a
+// difference from has gone, it is one without a parent.
+func (c *Catalog) write(ctx context.Context, l *local, m snapshot.Manifest, files []string, set string) (snapshot.ID, snapshot.Manifest, error) {
+	base := c.storedBase(ctx, l, m)
+	m.Parent = base.id
+	id, layers, err := c.writeOn(ctx, l, m, files, set, base)
+	if err != nil && !base.id.IsZero() && unusable(err) {
+		m.Parent = snapshot.ID{}
+		id, layers, err = c.writeOn(ctx, l, m, files, set, storedBase{})
+	}
+	m.Layers = layers
+	return id, m, err
+}
+
+// unusable tells whether an error is about what is in the store, and not about
+// reaching it.
+func unusable(err error) bool {
+	return errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrDamaged) || errors.Is(err, snapshot.ErrForeign)
+}
+
+func (c *Catalog) writeOn(ctx context.Context, l *local, m snapshot.Manifest, files []string, set string, base storedBase) (snapshot.ID, []snapshot.LayerRef, error) {
 	have := m.Layers
 	m.WorkingSet = ""
 	if len(have) > 0 {
@@ -179,7 +198,7 @@ func (c *Catalog) write(ctx context.Context, l *local, m snapshot.Manifest, file
 			return writeFile(ctx, cr, role, filepath.Join(c.dir(l), name), snapshot.LayerOptions{})
 		}
 		if role == sandbox.FileMemory && len(l.rec.Parents) > 0 {
-			write = func() (snapshot.LayerRef, error) { return c.writeMemory(ctx, cr, l) }
+			write = func() (snapshot.LayerRef, error) { return c.writeMemory(ctx, cr, l, base) }
 		}
 		ref, err := write()
 		if err != nil {
