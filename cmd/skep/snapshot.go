@@ -15,8 +15,8 @@ import (
 func newSnapshot(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshot",
-		Short: "Make, list, compare, verify, copy and remove snapshots",
-		Long: `Make, list, compare, verify, copy and remove snapshots of functions.
+		Short: "Make, list, compare, verify, compact, copy and remove snapshots",
+		Long: `Make, list, compare, verify, compact, copy and remove snapshots of functions.
 
 'skep up' makes and uses snapshots by itself, as its --snapshot flags and the
 annotations of services say; these commands are for looking, for moving
@@ -27,7 +27,7 @@ as it is unique.`,
   skep snapshot push 3f2a s3://snapshots/prod?endpoint=https://s3.example.com`,
 	}
 	cmd.AddCommand(newSnapshotCreate(g), newSnapshotList(g), newSnapshotDescribe(g), newSnapshotDiff(g),
-		newSnapshotVerify(g), newSnapshotPush(g), newSnapshotPull(g), newSnapshotDelete(g), newSnapshotPrune(g))
+		newSnapshotVerify(g), newSnapshotCompact(g), newSnapshotPush(g), newSnapshotPull(g), newSnapshotDelete(g), newSnapshotPrune(g))
 	return cmd
 }
 

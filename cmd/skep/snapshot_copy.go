@@ -12,21 +12,26 @@ import (
 )
 
 func newSnapshotPush(g *globals) *cobra.Command {
-	return newSnapshotCopy(g, "push ID STORE", "Copy a snapshot to another store", "Pushing", (*admin.Client).PushSnapshot)
+	return newSnapshotCopy(g, "push ID STORE", "Copy a snapshot to another store", "Pushing", `
+A folder is made if there is none; the one that it is in must be there.`, (*admin.Client).PushSnapshot)
 }
 
 func newSnapshotPull(g *globals) *cobra.Command {
-	return newSnapshotCopy(g, "pull ID STORE", "Copy a snapshot from another store", "Pulling", (*admin.Client).PullSnapshot)
+	return newSnapshotCopy(g, "pull ID STORE", "Copy a snapshot from another store", "Pulling", `
+A note that it is being read is left in that store meanwhile, so that nobody
+removes it; if the store is read-only, it is copied without.`, (*admin.Client).PullSnapshot)
 }
 
-func newSnapshotCopy(g *globals, use, about, doing string, do func(*admin.Client, context.Context, string, string) (admin.SnapshotCopy, error)) *cobra.Command {
+func newSnapshotCopy(g *globals, use, about, doing, more string, do func(*admin.Client, context.Context, string, string) (admin.SnapshotCopy, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: about,
-		Long: about + `. STORE is a folder, or s3://BUCKET/PREFIX?endpoint=URL[&region=REGION],
-for which 'skep up' takes credentials from its environment
-(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the shared credentials file.
-Only what is missing there is copied, and all of it is verified.`,
+		Long: about + `, with those that it is a difference from. STORE is a folder, or
+s3://BUCKET/PREFIX?endpoint=URL[&region=REGION], for which 'skep up' takes
+credentials from its environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or
+the shared credentials file. Only what is missing there is copied, and checked
+on its way; what is there already is not read again ('skep snapshot verify'
+does that for the node's store).` + more,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: completeSnapshots(g, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,6 +52,9 @@ Only what is missing there is copied, and all of it is verified.`,
 			p.done()
 			if err != nil {
 				return explainNode(err)
+			}
+			if r.Made {
+				fmt.Fprintf(cmd.ErrOrStderr(), "there was no folder %s: it was made\n", store)
 			}
 			return g.print(cmd.OutOrStdout(), r, func() *table {
 				t := &table{head: []string{"ID", "SNAPSHOTS", "OBJECTS", "COPIED", "THERE ALREADY"}}

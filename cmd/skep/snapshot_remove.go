@@ -9,7 +9,7 @@ import (
 )
 
 func newSnapshotDelete(g *globals) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:               "delete ID...",
 		Aliases:           []string{"rm"},
 		Short:             "Remove snapshots",
@@ -21,15 +21,28 @@ func newSnapshotDelete(g *globals) *cobra.Command {
 				return err
 			}
 			var errs []error
+			type deleted struct {
+				ID string `json:"id"`
+			}
+			gone := []deleted{}
 			for _, id := range args {
 				err := explainNode(c.node.DeleteSnapshot(cmd.Context(), id))
 				if errs = append(errs, err); err == nil {
-					fmt.Fprintf(cmd.OutOrStdout(), "snapshot %s deleted\n", id)
+					gone = append(gone, deleted{id})
 				}
 			}
+			errs = append(errs, g.print(cmd.OutOrStdout(), gone, func() *table {
+				t := &table{head: []string{"DELETED"}}
+				for _, d := range gone {
+					t.add(d.ID)
+				}
+				return t
+			}))
 			return errors.Join(errs...)
 		},
 	}
+	outputFlag(cmd, g)
+	return cmd
 }
 
 func newSnapshotPrune(g *globals) *cobra.Command {

@@ -12,7 +12,7 @@ import (
 )
 
 func snapshotTable(all []admin.Snapshot) *table {
-	t := &table{head: []string{"ID", "REVISION", "DRIVER", "SIZE", "ON DISK", "WORKING SET", "MADE", "USED", "POLICY"}}
+	t := &table{head: []string{"ID", "REVISION", "DRIVER", "SIZE", "LAYERS", "ON DISK", "WORKING SET", "MADE", "USED", "POLICY"}}
 	for _, s := range all {
 		if s.Error != "" {
 			t.add(shortID(s.ID), "<unusable: "+s.Error+">")
@@ -26,7 +26,11 @@ func snapshotTable(all []admin.Snapshot) *table {
 		if s.Local > 0 {
 			onDisk = size(s.Local)
 		}
-		t.add(shortID(s.ID), s.Namespace+"/"+s.Revision, s.Driver, size(s.Bytes), onDisk, set, age(s.Created), age(s.LastUse), s.Policy)
+		layers := "?"
+		if s.Depth > 0 {
+			layers = fmt.Sprint(s.Depth)
+		}
+		t.add(shortID(s.ID), s.Namespace+"/"+s.Revision, s.Driver, size(s.Bytes), layers, onDisk, set, age(s.Created), age(s.LastUse), s.Policy)
 	}
 	return t
 }
@@ -86,7 +90,14 @@ func newSnapshotDescribe(g *globals) *cobra.Command {
 				t.add("cpu", fmt.Sprintf("%s, %s, %d features", m.CPU.Arch, m.CPU.Model, len(m.CPU.Features)))
 				t.add("memory, vcpus", fmt.Sprintf("%s, %d", size(m.MemoryBytes), m.VCPUs))
 				for _, l := range m.Layers {
-					t.add("layer "+l.Role, fmt.Sprintf("%s, %s", short(l.Digest.String()), size(l.Size)))
+					text := fmt.Sprintf("%s, %s", short(l.Digest.String()), size(l.Size))
+					switch n := d.Depths[l.Role]; {
+					case n == 0:
+						text += ", cannot be read (skep snapshot verify " + shortID(d.ID) + ")"
+					case n > 1:
+						text += fmt.Sprintf(", a difference: %d layers", n)
+					}
+					t.add("layer "+l.Role, text)
 				}
 				for _, k := range slices.Sorted(maps.Keys(m.Labels)) {
 					t.add("label "+k, m.Labels[k])

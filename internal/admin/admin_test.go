@@ -83,6 +83,9 @@ func (backend) DiffSnapshots(_ context.Context, a, b string) ([]SnapshotDiff, er
 func (backend) VerifySnapshot(_ context.Context, id string, remove bool) (SnapshotReport, error) {
 	return SnapshotReport{ID: id, Removed: remove}, nil
 }
+func (backend) CompactSnapshot(_ context.Context, id string) (SnapshotCompact, error) {
+	return SnapshotCompact{From: id}, nil
+}
 func (backend) PushSnapshot(_ context.Context, id, to string) (SnapshotCopy, error) {
 	return SnapshotCopy{ID: id + to}, nil
 }
@@ -118,6 +121,9 @@ func TestSnapshotsRoundTrip(t *testing.T) {
 	}
 	if got, err := c.VerifySnapshot(ctx, "a", true); err != nil || !got.Removed || got.ID != "a" {
 		t.Errorf("VerifySnapshot: %+v, %v", got, err)
+	}
+	if got, err := c.CompactSnapshot(ctx, "a"); err != nil || got.From != "a" {
+		t.Errorf("CompactSnapshot: %+v, %v", got, err)
 	}
 	if got, err := c.PushSnapshot(ctx, "a", "s3://b?endpoint=http://c"); err != nil || got.ID != "as3://b?endpoint=http://c" {
 		t.Errorf("PushSnapshot: %+v, %v", got, err)

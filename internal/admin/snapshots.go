@@ -20,6 +20,11 @@ type Snapshot struct {
 	LastUse   time.Time `json:"lastUse,omitzero"`
 	Bytes     int64     `json:"bytes"`      // of its images, holes included
 	Local     int64     `json:"localBytes"` // of its files on this machine, 0 if it has none
+	// Parent is the ID of the snapshot that it is a difference from; "" if none.
+	Parent string `json:"parent,omitempty"`
+	// Depth is the number of layers in its longest chain, 1 for a whole one; 0
+	// if it could not be read.
+	Depth int `json:"depth"`
 	// WorkingSet tells whether it has one.
 	WorkingSet bool   `json:"workingSet"`
 	Error      string `json:"error,omitempty"` // why it cannot be used
@@ -30,6 +35,7 @@ type SnapshotDetail struct {
 	ID       string             `json:"id"`
 	Manifest *snapshot.Manifest `json:"manifest"`
 	Local    int64              `json:"localBytes"`
+	Depths   map[string]int     `json:"depths"` // of each layer's chain, by role; see Snapshot
 }
 
 // SnapshotDiff compares one role of two snapshots, in pages and bytes.
@@ -65,6 +71,16 @@ type SnapshotCopy struct {
 	Objects   int64  `json:"objects"`
 	Bytes     int64  `json:"bytes"`
 	Present   int64  `json:"present"` // objects that were there already
+	// Made: the folder copied to was not there, and was made.
+	Made bool `json:"made,omitempty"`
+}
+
+// SnapshotCompact says what became of a snapshot that was compacted.
+type SnapshotCompact struct {
+	ID      string   `json:"id"`      // the whole one; From if that was whole already
+	From    string   `json:"from"`    // what was compacted
+	Depth   int      `json:"depth"`   // of From
+	Removed []string `json:"removed"` // From and what it alone was on, unless somebody needs them
 }
 
 // SnapshotPrune says what was removed.
@@ -90,6 +106,9 @@ type SnapshotBackend interface {
 	// VerifySnapshot reads all of it; with remove, a damaged one is removed,
 	// but not one of another version.
 	VerifySnapshot(ctx context.Context, id string, remove bool) (SnapshotReport, error)
+	// CompactSnapshot stores one that is a difference from others as a whole
+	// one, which takes its place.
+	CompactSnapshot(ctx context.Context, id string) (SnapshotCompact, error)
 	// PushSnapshot and PullSnapshot copy to and from another store.
 	PushSnapshot(ctx context.Context, id, to string) (SnapshotCopy, error)
 	PullSnapshot(ctx context.Context, id, from string) (SnapshotCopy, error)
@@ -115,6 +134,9 @@ func (h *handler) snapshotRoutes(mux *http.ServeMux) {
 	})
 	handle(h, mux, "POST /v1/snapshots/verify", func(r *http.Request) (any, error) {
 		return h.backend.VerifySnapshot(r.Context(), r.FormValue("id"), r.FormValue("remove") == "true")
+	})
+	handle(h, mux, "POST /v1/snapshots/compact", func(r *http.Request) (any, error) {
+		return h.backend.CompactSnapshot(r.Context(), r.FormValue("id"))
 	})
 	handle(h, mux, "POST /v1/snapshots/push", func(r *http.Request) (any, error) {
 		return h.backend.PushSnapshot(r.Context(), r.FormValue("id"), r.FormValue("store"))

@@ -65,6 +65,11 @@ func (c *Client) VerifySnapshot(ctx context.Context, id string, remove bool) (Sn
 	return long[SnapshotReport](ctx, c, http.MethodPost, "/v1/snapshots/verify", url.Values{"id": {id}, "remove": {strconv.FormatBool(remove)}})
 }
 
+// CompactSnapshot makes a whole snapshot of one that is a difference from others.
+func (c *Client) CompactSnapshot(ctx context.Context, id string) (SnapshotCompact, error) {
+	return long[SnapshotCompact](ctx, c, http.MethodPost, "/v1/snapshots/compact", url.Values{"id": {id}})
+}
+
 // PushSnapshot copies a snapshot to another store.
 func (c *Client) PushSnapshot(ctx context.Context, id, to string) (SnapshotCopy, error) {
 	return long[SnapshotCopy](ctx, c, http.MethodPost, "/v1/snapshots/push", url.Values{"id": {id}, "store": {to}})

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/skep-dev/skep/internal/admin"
 	"github.com/skep-dev/skep/internal/gateway"
 	"github.com/skep-dev/skep/internal/node"
@@ -56,11 +58,37 @@ func (b *backend) Snapshots(ctx context.Context) ([]admin.Snapshot, error) {
 		return nil, err
 	}
 	copies := c.Copies()
-	out := []admin.Snapshot{}
-	for _, e := range all {
-		out = append(out, describeEntry(e, copies))
+	out := make([]admin.Snapshot, len(all))
+	var g errgroup.Group
+	g.SetLimit(storeCalls)
+	for n, e := range all {
+		out[n] = describeEntry(e, copies)
+		if e.Manifest != nil {
+			g.Go(func() error { out[n].Depth = depth(depthsOf(ctx, c.Store(), e.Manifest)); return nil })
+		}
 	}
-	return out, nil
+	_ = g.Wait() // a depth that cannot be read is 0
+	return out, ctx.Err()
+}
+
+// depthsOf tells how long the chain of each layer is; those that cannot be read
+// are left out, which verify has more to say about.
+func depthsOf(ctx context.Context, s *snapshot.Store, m *snapshot.Manifest) map[string]int {
+	all := map[string]int{}
+	for _, l := range m.Layers {
+		if n, err := s.Depth(ctx, l.Digest); err == nil {
+			all[l.Role] = n
+		}
+	}
+	return all
+}
+
+func depth(all map[string]int) int {
+	most := 0
+	for _, n := range all {
+		most = max(most, n)
+	}
+	return most
 }
 
 func describeEntry(e snapshot.Entry, copies map[snapshot.ID]int64) admin.Snapshot {
@@ -72,6 +100,9 @@ func describeEntry(e snapshot.Entry, copies map[snapshot.ID]int64) admin.Snapsho
 	m := e.Manifest
 	s.Namespace, s.Service, s.Revision = m.Labels[snapshots.LabelNamespace], m.Labels[snapshots.LabelService], m.Labels[snapshots.LabelRevision]
 	s.Policy, s.Driver, s.Created, s.WorkingSet = m.Labels[snapshots.LabelPolicy], m.Driver.Name, m.Created, m.WorkingSet != ""
+	if !m.Parent.IsZero() {
+		s.Parent = m.Parent.String()
+	}
 	for _, l := range m.Layers {
 		s.Bytes += l.Size
 	}
@@ -116,7 +147,9 @@ func (b *backend) stored(ctx context.Context, c *snapshots.Catalog, i *node.Inst
 	if err != nil {
 		return admin.Snapshot{}, explainStore(err)
 	}
-	return describeEntry(snapshot.Entry{ID: id, Manifest: m}, c.Copies()), nil
+	s := describeEntry(snapshot.Entry{ID: id, Manifest: m}, c.Copies())
+	s.Depth = depth(depthsOf(ctx, c.Store(), m))
+	return s, nil
 }
 
 func (b *backend) DescribeSnapshot(ctx context.Context, id string) (admin.SnapshotDetail, error) {
@@ -129,7 +162,12 @@ func (b *backend) DescribeSnapshot(ctx context.Context, id string) (admin.Snapsh
 		return admin.SnapshotDetail{}, err
 	}
 	m, err := c.Store().Describe(ctx, found)
-	return admin.SnapshotDetail{ID: found.String(), Manifest: m, Local: c.Copies()[found]}, explainStore(err)
+	if err != nil {
+		return admin.SnapshotDetail{}, explainStore(err)
+	}
+	return admin.SnapshotDetail{
+		ID: found.String(), Manifest: m, Local: c.Copies()[found], Depths: depthsOf(ctx, c.Store(), m),
+	}, ctx.Err()
 }
 
 func (b *backend) DiffSnapshots(ctx context.Context, a, other string) ([]admin.SnapshotDiff, error) {
@@ -183,6 +221,31 @@ func (b *backend) VerifySnapshot(ctx context.Context, id string, remove bool) (a
 	return out, err
 }
 
+func (b *backend) CompactSnapshot(ctx context.Context, id string) (admin.SnapshotCompact, error) {
+	c, err := b.catalog()
+	if err != nil {
+		return admin.SnapshotCompact{}, err
+	}
+	found, err := b.find(ctx, c.Store(), id)
+	if err != nil {
+		return admin.SnapshotCompact{}, err
+	}
+	m, err := c.Store().Describe(ctx, found)
+	if err != nil {
+		return admin.SnapshotCompact{}, explainStore(err)
+	}
+	out := admin.SnapshotCompact{From: found.String(), Depth: depth(depthsOf(ctx, c.Store(), m)), Removed: []string{}}
+	made, err := c.Compact(ctx, found)
+	if err != nil {
+		return out, explainStore(err)
+	}
+	out.ID = made.ID.String()
+	for _, id := range made.Removed {
+		out.Removed = append(out.Removed, id.String())
+	}
+	return out, c.Refresh(ctx)
+}
+
 // copySnapshot copies a snapshot between the node's store and another one.
 func (b *backend) copySnapshot(ctx context.Context, id, at string, pull bool) (admin.SnapshotCopy, error) {
 	c, err := b.catalog()
@@ -195,13 +258,19 @@ func (b *backend) copySnapshot(ctx context.Context, id, at string, pull bool) (a
 	if err := checkStore(at); err != nil {
 		return admin.SnapshotCopy{}, &explained{err.Error(), admin.ErrUsage}
 	}
-	other, err := openStore(ctx, at, "", b.cfg.Log)
+	made, err := prepareFolder(at, pull)
+	if err != nil {
+		return admin.SnapshotCopy{}, &explained{err.Error(), admin.ErrUsage}
+	}
+	from, to := c.Store(), (*snapshot.Store)(nil)
+	if pull {
+		from, err = openSource(ctx, at, b.cfg.Log)
+		to = c.Store()
+	} else {
+		to, err = openStore(ctx, at, "", b.cfg.Log)
+	}
 	if err != nil {
 		return admin.SnapshotCopy{}, err
-	}
-	from, to := c.Store(), other
-	if pull {
-		from, to = other, c.Store()
 	}
 	found, err := b.find(ctx, from, id)
 	if err != nil {
@@ -215,7 +284,7 @@ func (b *backend) copySnapshot(ctx context.Context, id, at string, pull bool) (a
 		err = c.Refresh(ctx)
 	}
 	return admin.SnapshotCopy{
-		ID: found.String(), Snapshots: stats.Snapshots, Objects: stats.Objects, Bytes: stats.Bytes, Present: stats.Present,
+		ID: found.String(), Snapshots: stats.Snapshots, Objects: stats.Objects, Bytes: stats.Bytes, Present: stats.Present, Made: made,
 	}, explainStore(err)
 }
 

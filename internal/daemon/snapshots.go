@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -81,6 +83,55 @@ func checkStore(at string) error {
 	return nil
 }
 
+// folderOf is the folder that an address of a store means, if it does.
+func folderOf(at string) (dir string, ok bool) {
+	u, err := url.Parse(at)
+	switch {
+	case err == nil && u.Scheme == "file":
+		return u.Path, true
+	case err == nil && u.Scheme == "s3":
+		return "", false
+	}
+	return at, true
+}
+
+// prepareFolder looks after the folder that a snapshot is copied from or to, if
+// it is one: the former must be there, of the latter all but its last element.
+func prepareFolder(at string, from bool) (made bool, err error) {
+	dir, ok := folderOf(at)
+	if !ok {
+		return false, nil
+	}
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && !info.IsDir():
+		return false, fmt.Errorf("store %s is not a folder", dir)
+	case err == nil:
+		return false, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return false, fmt.Errorf("store: %w", err)
+	case from:
+		return false, fmt.Errorf("there is no store %s: no such folder", dir)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, fmt.Errorf("there is no folder %s, and it could not be made: %w", dir, err)
+	}
+	return true, nil
+}
+
+// openSource opens a store to read from, which may be read-only.
+func openSource(ctx context.Context, at string, log *slog.Logger) (*snapshot.Store, error) {
+	dir, ok := folderOf(at)
+	if !ok {
+		return openStore(ctx, at, "", log)
+	}
+	b, err := local.OpenReadable(dir)
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.New(b, snapshot.Options{Workers: max(1, runtime.NumCPU()/2), Log: log, LeaseTTL: localLease}), nil
+}
+
 // openStore opens a snapshot store in a folder or an object store. The latter
 // keeps what it has read in the cache folder, unless that is "".
 func openStore(ctx context.Context, at, cache string, log *slog.Logger) (*snapshot.Store, error) {
@@ -89,18 +140,17 @@ func openStore(ctx context.Context, at, cache string, log *slog.Logger) (*snapsh
 	}
 	// Half the CPUs: what is stored is in nobody's way, and what runs is.
 	o := snapshot.Options{Workers: max(1, runtime.NumCPU()/2), Log: log}
-	u, err := url.Parse(at)
-	if err != nil || u.Scheme != "s3" {
-		dir := at
-		if err == nil && u.Scheme == "file" {
-			dir = u.Path
-		}
+	if dir, ok := folderOf(at); ok {
 		b, err := local.Open(dir, local.Options{Volatile: snapshot.Volatile})
 		if err != nil {
 			return nil, err
 		}
 		o.LeaseTTL = localLease
 		return snapshot.New(b, o), nil
+	}
+	u, err := url.Parse(at)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeWait)
 	defer cancel()

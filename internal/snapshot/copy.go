@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -19,14 +20,21 @@ type CopyStats struct {
 
 // Copy brings a snapshot and its ancestors from one store into another. Only
 // what is missing there is copied, each object verified on the way; a manifest
-// is written after everything that it needs.
+// is written after everything that it needs. What is there already is taken to
+// be whole, which Verify can tell. The source is written to only to keep the
+// snapshot meanwhile; where that is not allowed, it is copied without, and the
+// copy fails if something is removed under its hands.
 func Copy(ctx context.Context, dst, src *Store, id ID) (CopyStats, error) {
 	var stats CopyStats
 	pin, err := src.Pin(ctx, id)
-	if err != nil {
+	switch {
+	case err == nil:
+		defer pin.Release(ctx)
+	case errors.Is(err, errNoLease) && ctx.Err() == nil:
+		src.opts.Log.Info("copying from a store that cannot be written to", "snapshot", id, "error", err)
+	default:
 		return stats, fmt.Errorf("copying: %w", err)
 	}
-	defer pin.Release(ctx)
 	// Ancestors first. They stay, for a snapshot with children is not removed.
 	var ids []ID
 	for at := id; !at.IsZero(); {

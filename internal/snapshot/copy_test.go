@@ -3,7 +3,9 @@ package snapshot
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
+	"log/slog"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -170,5 +172,35 @@ func TestNewManifestForOldLayers(t *testing.T) {
 	}
 	if _, err := c.Commit(t.Context()); err == nil {
 		t.Error("a layer of another size was committed")
+	}
+}
+
+// readOnly refuses all changes.
+type readOnly struct{ backend.Backend }
+
+func (readOnly) Put(context.Context, string, io.Reader, int64) error {
+	return errors.New("access denied")
+}
+func (readOnly) Delete(context.Context, string) error { return errors.New("access denied") }
+
+// A store that can only be read from can be copied from.
+func TestPullFromReadOnly(t *testing.T) {
+	s, b := newStore(t)
+	img := noise(1, 1<<20)
+	id, ref := create(t, s, ID{}, img, LayerOptions{})
+	src := New(readOnly{b}, Options{Log: slog.New(slog.DiscardHandler)})
+	dst, _ := newStore(t)
+	if st, err := dst.Pull(t.Context(), src, id); err != nil || st.Snapshots != 1 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	wantImage(t, dst, ref.Digest, img)
+	_, err := dst.Pull(t.Context(), src, ID{5})
+	wantErr(t, err, ErrNotFound)
+	if _, err := src.Pull(t.Context(), dst, id); err != nil {
+		t.Errorf("what is there already: %v", err)
+	}
+	other, _ := create(t, dst, ID{}, noise(2, 100), LayerOptions{})
+	if _, err := src.Pull(t.Context(), dst, other); err == nil {
+		t.Error("it was copied into a store that cannot be written to")
 	}
 }

@@ -36,6 +36,9 @@ const (
 	leaseEvict  leaseKind = "evict"
 )
 
+// errNoLease: a lease could not be stored.
+var errNoLease = errors.New("the store cannot be written to")
+
 type lease struct {
 	s     *Store
 	kind  leaseKind
@@ -66,7 +69,7 @@ func (s *Store) acquire(ctx context.Context, kind leaseKind, of ID) (*lease, err
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := l.renew(ctx); err != nil {
 		l.cancel(err)
-		return nil, fmt.Errorf("taking a %s lease: %w", kind, err)
+		return nil, fmt.Errorf("taking a %s lease: %w: %w", kind, errNoLease, err)
 	}
 	go l.keep()
 	return l, nil

@@ -60,6 +60,18 @@ func Open(dir string, opts Options) (*Backend, error) {
 	return b, nil
 }
 
+// OpenReadable uses a folder that is there, and makes and removes nothing in
+// it. Objects can be put into it all the same where its permissions allow it and
+// it was opened by Open before.
+func OpenReadable(dir string) (*Backend, error) {
+	if info, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("the snapshot folder: %w", err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("the snapshot folder %s is no folder", dir)
+	}
+	return &Backend{dir: dir, opts: Options{NoSync: true}}, nil
+}
+
 func (b *Backend) removeStale(before time.Time) error {
 	entries, err := os.ReadDir(filepath.Join(b.dir, tmpDir))
 	if err != nil {
