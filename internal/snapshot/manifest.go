@@ -150,15 +150,23 @@ func (m *Manifest) check() error {
 	if m.Created.IsZero() || m.Created.Location() != time.UTC {
 		bad("created must be a time in UTC, not %v", m.Created)
 	}
-	need := map[string]string{"driver name": m.Driver.Name, "driver version": m.Driver.Version, "cpu arch": m.CPU.Arch, "cpu model": m.CPU.Model}
-	for field, s := range need {
-		if s == "" {
-			bad("%s is missing", field)
-		}
-	}
-	for _, s := range []string{m.Driver.Name, m.Driver.Version, m.CPU.Arch, m.CPU.Model, m.Kernel, m.Agent, m.RootImage} {
-		if len(s) > maxString {
-			bad("text of %d bytes, allowed are %d", len(s), maxString)
+	for _, text := range []struct {
+		field, value string // as in the JSON
+		optional     bool
+	}{
+		{"driver.name", m.Driver.Name, false},
+		{"driver.version", m.Driver.Version, false},
+		{"kernel", m.Kernel, true},
+		{"agent", m.Agent, true},
+		{"rootImage", m.RootImage, true},
+		{"cpu.arch", m.CPU.Arch, false},
+		{"cpu.model", m.CPU.Model, false},
+	} {
+		switch {
+		case text.value == "" && !text.optional:
+			bad("%s is missing", text.field)
+		case len(text.value) > maxString:
+			bad("%s has %d bytes, allowed are %d", text.field, len(text.value), maxString)
 		}
 	}
 	if m.MemoryBytes <= 0 || m.MemoryBytes > maxMemory {

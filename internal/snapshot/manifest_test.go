@@ -57,6 +57,20 @@ func TestManifestIsStrict(t *testing.T) {
 	}
 }
 
+// What is wrong is told by field, always in the same order.
+func TestManifestNamesFields(t *testing.T) {
+	m := testManifest(ID{})
+	m.Layers = []LayerRef{{"memory", Digest{1}, 1 << 20}}
+	m.Driver, m.CPU.Model = Component{}, ""
+	m.Kernel, m.CPU.Arch = strings.Repeat("x", maxString+1), strings.Repeat("y", maxString+2)
+	_, err := m.Encode()
+	want := "manifest: driver.name is missing\ndriver.version is missing\nkernel has 4097 bytes, allowed are 4096\n" +
+		"cpu.arch has 4098 bytes, allowed are 4096\ncpu.model is missing"
+	if err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+}
+
 func TestMatch(t *testing.T) {
 	for field, change := range map[string]func(*Environment){
 		"driver.name":    func(e *Environment) { e.Driver.Name = "gvisor" },
@@ -126,6 +140,29 @@ func FuzzChunkIndex(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What compresses is compressed, and what does not is stored as it is.
+func TestChunkIsCompressedWhereItPays(t *testing.T) {
+	for name, c := range map[string]struct {
+		plain []byte
+		codec byte
+		most  int
+	}{
+		"noise":             {noise(1, 1<<20), codecPlain, 1<<20 + chunkHeader},
+		"text":              {bytes.Repeat([]byte("a page of text, "), 1<<16), codecZstd, 1 << 13},
+		"noise with a hole": {append(noise(2, 3<<18), make([]byte, 1<<18)...), codecZstd, 1<<20 - 1<<17 + chunkHeader},
+		"almost noise":      {append(noise(3, 1<<20-1<<16), make([]byte, 1<<16)...), codecPlain, 1<<20 + chunkHeader},
+		"one byte":          {[]byte("x"), codecPlain, 1 + chunkHeader},
+	} {
+		stored := encodeChunk([]byte("before"), c.plain)[len("before"):]
+		if stored[3] != c.codec || len(stored) > c.most {
+			t.Errorf("%s: codec %d and %d bytes of %d, want codec %d and at most %d", name, stored[3], len(stored), len(c.plain), c.codec, c.most)
+		}
+		if got, err := decodeChunk(stored, DigestOf(c.plain), len(c.plain), nil); err != nil || !bytes.Equal(got, c.plain) {
+			t.Errorf("%s: read as %d bytes, %v", name, len(got), err)
+		}
+	}
 }
 
 func FuzzChunk(f *testing.F) {
