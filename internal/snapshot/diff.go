@@ -74,6 +74,12 @@ func (s *Store) diffRole(ctx context.Context, role string, ms [2]*Manifest) (Dif
 			continue
 		}
 		for chunk := range l.chain[0].chunks() {
+			if err := ctx.Err(); err != nil {
+				return st, err
+			}
+			if !l.mentioned(chunk) {
+				continue
+			}
 			for page := range l.chain[0].pagesIn(chunk) {
 				if e, _ := l.source(chunk, page); e != nil {
 					plain[i][e.digest] = int64(e.data.count() * st.PageSize)
@@ -102,12 +108,43 @@ func comparePages(ctx context.Context, ls [2]*Layer, st *DiffStats) error {
 			*size = ls[i].Size()
 		}
 	}
-	page := int64(st.PageSize)
-	bufs := [2][]byte{make([]byte, page), make([]byte, page)}
-	for off := int64(0); off < max(st.SizeA, st.SizeB); off += page {
+	c := comparison{ls: ls, st: st, bufs: [2][]byte{make([]byte, st.PageSize), make([]byte, st.PageSize)}}
+	for off, end := int64(0), max(st.SizeA, st.SizeB); off < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		// Chunks may be of different sizes: up to the end of the first one.
+		next, mentioned := end, false
+		for _, l := range ls {
+			if l != nil && off < l.Size() {
+				chunk := off / l.chain[0].chunkBytes()
+				next = min(next, (chunk+1)*l.chain[0].chunkBytes())
+				mentioned = mentioned || l.mentioned(int(chunk))
+			}
+		}
+		if mentioned {
+			if err := c.pages(ctx, off, next); err != nil {
+				return err
+			}
+		}
+		off = next
+	}
+	return nil
+}
+
+type comparison struct {
+	ls   [2]*Layer
+	st   *DiffStats
+	bufs [2][]byte
+}
+
+// pages compares those from off to end.
+func (c *comparison) pages(ctx context.Context, off, end int64) error {
+	page, st, bufs := int64(c.st.PageSize), c.st, c.bufs
+	for ; off < end; off += page {
 		var e [2]*entry
 		var rank [2]int
-		for i, l := range ls {
+		for i, l := range c.ls {
 			if l != nil && off < l.Size() {
 				chunk := l.chain[0].chunkBytes()
 				e[i], rank[i] = l.source(int(off/chunk), int(off%chunk/page))
@@ -122,7 +159,7 @@ func comparePages(ctx context.Context, ls [2]*Layer, st *DiffStats) error {
 		case e[0].digest == e[1].digest && rank[0] == rank[1]:
 			st.Same++
 		default:
-			for i, l := range ls {
+			for i, l := range c.ls {
 				if err := l.readPadded(ctx, bufs[i], off); err != nil {
 					return err
 				}

@@ -1,10 +1,12 @@
 package snapshot
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
+	"unsafe"
 )
 
 // A layer's index says for each chunk (a fixed stretch of the image) which of
@@ -50,6 +52,16 @@ type index struct {
 	size       int64 // bytes of the image
 	parent     Digest
 	entries    []entry // ascending by chunk
+
+	// Of a decoded index: bitmaps that its entries share, and the bytes of
+	// those that they do not. Nobody changes them.
+	none, all bitmap
+	own       int64
+}
+
+// memory is about how much an index takes, in bytes.
+func (ix *index) memory() int64 {
+	return int64(len(ix.entries))*int64(unsafe.Sizeof(entry{})) + ix.own
 }
 
 type bitmap []byte
@@ -170,6 +182,7 @@ func decodeIndex(b []byte) (*index, error) {
 		return nil, fmt.Errorf("layer index announces %d entries, too many for its image or its length", n)
 	}
 	ix.entries = make([]entry, 0, n)
+	ix.none, ix.all = make(bitmap, ix.chunkPages/8), bytes.Repeat([]byte{0xff}, ix.chunkPages/8)
 	for range n {
 		var err error
 		if b, err = ix.decodeEntry(b); err != nil {
@@ -227,13 +240,20 @@ func (ix *index) decodeEntry(b []byte) ([]byte, error) {
 }
 
 func (ix *index) decodeBitmap(b []byte, all int, some, full bool) (bitmap, []byte, error) {
-	m := make(bitmap, ix.chunkPages/8)
 	switch {
-	case full:
+	case !some:
+		return ix.none, b, nil
+	case full && all == ix.chunkPages:
+		return ix.all, b, nil
+	}
+	m := make(bitmap, ix.chunkPages/8)
+	ix.own += int64(len(m))
+	switch {
+	case full: // the last chunk, cut short
 		for i := range all {
 			m.set(i)
 		}
-	case some:
+	default:
 		if len(b) < len(m) {
 			return nil, nil, errShort
 		}

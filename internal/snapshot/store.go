@@ -46,6 +46,8 @@ type Options struct {
 	Now func() time.Time
 	// Log hears of what went wrong without harm; default slog.Default.
 	Log *slog.Logger
+
+	maxOpen int64 // less than the constant in tests
 }
 
 // Store keeps snapshots in a backend. Any number of processes may use one
@@ -73,6 +75,9 @@ func New(b backend.Backend, opts Options) *Store {
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
+	}
+	if opts.maxOpen <= 0 {
+		opts.maxOpen = maxOpen
 	}
 	if opts.Log == nil {
 		opts.Log = slog.Default()
@@ -178,13 +183,19 @@ func (s *Store) getIndex(ctx context.Context, d Digest) (*index, error) {
 	return ix, nil
 }
 
-// maxDepth bounds chains of layers and of snapshots.
-const maxDepth = 256
+const (
+	// maxDepth bounds chains of layers and of snapshots.
+	maxDepth = 256
+	// maxOpen bounds the bytes that the tables of an open layer and its
+	// ancestors take: an image of 4 TiB in a base and a difference fits.
+	maxOpen = 1 << 30
+)
 
 // readChain reads a layer's index and those of its ancestors, the layer first.
 func (s *Store) readChain(ctx context.Context, d Digest) ([]*index, error) {
 	var chain []*index
-	for !d.IsZero() {
+	var bytes int64
+	for top := d; !d.IsZero(); {
 		if len(chain) == maxDepth {
 			return nil, fmt.Errorf("layer has more than %d ancestors: compact its snapshot (skep snapshot compact)", maxDepth)
 		}
@@ -196,6 +207,10 @@ func (s *Store) readChain(ctx context.Context, d Digest) ([]*index, error) {
 			return nil, &DamageError{Object: layerName(d), Kind: Foreign, Reason: "its pages or chunks have another size than its child's"}
 		}
 		chain = append(chain, ix)
+		// And what OpenLayer makes of it.
+		if bytes += ix.memory() + int64(chain[0].chunks())*8; bytes > s.opts.maxOpen {
+			return nil, fmt.Errorf("the tables of layer %s and its first %d ancestors take more than the %d bytes that are allowed", top, len(chain)-1, s.opts.maxOpen)
+		}
 		d = ix.parent
 	}
 	return chain, nil
