@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -41,6 +42,20 @@ func TestDifference(t *testing.T) {
 	folders(2)
 	s.atZero(name)
 	restored(3)
+	// In the store it names what it is a difference from, until it is compacted.
+	top := s.stored(name)
+	if all := s.snapshots(name); len(all) != 2 || top.Parent == "" || top.Depth != 2 {
+		t.Errorf("snapshots: %+v", all)
+	}
+	if text := s.ok("snapshot", "describe", top.ID); !strings.Contains(text, top.Parent) || !strings.Contains(text, "a difference: 2 layers") {
+		t.Errorf("describe:\n%s", text)
+	}
+	if text := s.ok("snapshot", "compact", top.ID); !strings.Contains(text, "2 to 1") {
+		t.Errorf("compact:\n%s", text)
+	}
+	if all := s.snapshots(name); len(all) != 1 || all[0].Parent != "" || all[0].Depth != 1 || all[0].ID == top.ID {
+		t.Errorf("compacted: %+v", all)
+	}
 	s.atZero(name)
 	damage(t, local)
 	restored(3)

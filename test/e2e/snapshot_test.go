@@ -63,12 +63,17 @@ func (s *skep) snapshots(service string) []admin.Snapshot {
 	return slices.DeleteFunc(all, func(x admin.Snapshot) bool { return x.Service != service })
 }
 
-// stored waits until a service has a snapshot in the store.
+// stored waits until a service has a snapshot in the store, but for those that
+// it is a difference from.
 func (s *skep) stored(service string) admin.Snapshot {
 	s.t.Helper()
 	var found []admin.Snapshot
 	eventually(s.t, "a snapshot of "+service, func() string {
-		if found = s.snapshots(service); len(found) != 1 {
+		all := s.snapshots(service)
+		found = slices.DeleteFunc(slices.Clone(all), func(x admin.Snapshot) bool {
+			return slices.ContainsFunc(all, func(y admin.Snapshot) bool { return y.Parent == x.ID })
+		})
+		if len(found) != 1 {
 			return fmt.Sprintf("%d snapshots", len(found))
 		}
 		return ""
@@ -294,6 +299,21 @@ func (s *skep) wantEvent(service, reason string) {
 	})
 }
 
+// damagedStore: verify finds what is damaged, exits with 1, and removes it if
+// asked to.
+func (s *skep) damagedStore(name string) {
+	t := s.t
+	s.inside(name)
+	s.ok("snapshot", "create", name)
+	s.ok("snapshot", "verify", s.stored(name).ID)
+	damage(t, filepath.Join(s.Dir, "snapshots", "store", "chunks"))
+	id := s.stored(name).ID
+	for _, args := range [][]string{{"--all"}, {id}, {"--all", "--remove"}} {
+		s.fails(1, []string{"cannot be used"}, append([]string{"snapshot", "verify"}, args...)...)
+	}
+	s.fails(3, []string{"no such snapshot"}, "snapshot", "verify", id)
+}
+
 func (s *skep) snapshotCommands() {
 	t := s.t
 	name := s.deploy("commands", "--sandbox", "gvisor")
@@ -322,7 +342,12 @@ func (s *skep) snapshotCommands() {
 	if text := s.ok("snapshot", "verify", short); !strings.Contains(text, "whole") {
 		t.Errorf("verify:\n%s", text)
 	}
-	s.ok("snapshot", "delete", short)
+	if text := s.ok("snapshot", "compact", short); !strings.Contains(text, "1 already") {
+		t.Errorf("compact of a whole one:\n%s", text)
+	}
+	if gone := decode[[]struct{ ID string }](t, s.ok("snapshot", "delete", short, "-o", "json")); len(gone) != 1 || gone[0].ID != short {
+		t.Errorf("delete: %+v", gone)
+	}
 	s.fails(3, []string{"no such snapshot", "skep snapshot list"}, "snapshot", "describe", short)
 	s.ok("snapshot", "pull", short, other)
 	s.ok("snapshot", "describe", short)
@@ -331,6 +356,8 @@ func (s *skep) snapshotCommands() {
 	if left := s.snapshots(name); len(left) > 0 {
 		t.Errorf("after prune --all: %+v", left)
 	}
+	s.damagedStore(name)
+	s.fails(2, []string{"no such folder"}, "snapshot", "pull", short, filepath.Join(s.Dir, "mistyped"))
 	s.fails(2, []string{"endpoint"}, "snapshot", "push", short, "s3://bucket")
 	s.fails(2, []string{"size such as"}, "snapshot", "prune", "--limit", "much")
 	s.fails(2, []string{"name IDs or use --all"}, "snapshot", "verify")
