@@ -74,7 +74,10 @@ type Catalog struct {
 	keys   map[string]*entry
 	copies map[string]*local // by name
 	doomed map[snapshot.ID]*backoff
-	closed bool
+	// forgotten are revisions that are gone, since when, until the store was
+	// asked what it has of them.
+	forgotten map[revision]time.Time
+	closed    bool
 }
 
 // entry is what is known of a key.
@@ -117,11 +120,11 @@ func Open(ctx context.Context, cfg Config) (*Catalog, error) {
 	}
 	c := &Catalog{
 		cfg: cfg, boot: string(boot), wake: make(chan struct{}, 1), removal: make(chan struct{}, 1), indexed: make(chan struct{}),
-		keys: map[string]*entry{}, copies: map[string]*local{}, doomed: map[snapshot.ID]*backoff{},
+		keys: map[string]*entry{}, copies: map[string]*local{}, doomed: map[snapshot.ID]*backoff{}, forgotten: map[revision]time.Time{},
 	}
 	c.metrics = newMetrics(c, cfg.Registerer)
 	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	if err := errors.Join(c.recoverDoomed(ctx), c.recover(ctx)); err != nil {
+	if err := errors.Join(c.recoverDoomed(ctx), c.recoverForgotten(ctx), c.recover(ctx)); err != nil {
 		c.cancel()
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}

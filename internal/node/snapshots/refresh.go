@@ -55,6 +55,7 @@ func (c *Catalog) Refresh(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.forgetListed(all, began)
 	for key, list := range found {
 		c.key(key)
 		found[key] = slices.DeleteFunc(list, func(s stored) bool { return c.doomed[s.id] != nil })
@@ -94,43 +95,4 @@ func (c *Catalog) Collect(ctx context.Context) (snapshot.GCStats, error) {
 	defer c.mu.Unlock()
 	c.shrink()
 	return stats, nil
-}
-
-// Forget removes all snapshots of a revision that is gone: they hold what was
-// in its memory. Those that the store cannot remove now go when it can.
-func (c *Catalog) Forget(namespace, revision string) {
-	is := func(labels map[string]string) bool {
-		return labels[LabelNamespace] == namespace && labels[LabelRevision] == revision
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var ids []snapshot.ID
-	for key, e := range c.keys {
-		mine := e.copy != nil && is(e.copy.rec.Manifest.Labels)
-		for _, s := range e.stored {
-			if is(s.m.Labels) {
-				mine = true
-				ids = append(ids, s.id)
-			}
-		}
-		for id, a := range e.alien { // this is no guess: its owner goes
-			if is(a.labels) && !slices.Contains(ids, id) {
-				mine = true
-				ids = append(ids, id)
-			}
-		}
-		if mine {
-			delete(c.keys, key)
-		}
-	}
-	for _, l := range c.copies {
-		if is(l.rec.Manifest.Labels) {
-			if !l.rec.Snapshot.IsZero() && !slices.Contains(ids, l.rec.Snapshot) {
-				ids = append(ids, l.rec.Snapshot)
-			}
-			l.forget = true
-			c.drop(l)
-		}
-	}
-	c.doom(ids...)
 }

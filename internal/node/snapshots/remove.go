@@ -73,6 +73,14 @@ func (c *Catalog) removeAll() {
 
 // removeDue removes what is due, and says when to come again.
 func (c *Catalog) removeDue() time.Duration {
+	c.mu.Lock()
+	ask := len(c.forgotten) > 0
+	c.mu.Unlock()
+	if ask {
+		if err := c.Refresh(c.ctx); err != nil && c.ctx.Err() == nil {
+			c.cfg.Log.Debug("ask the store for snapshots of what is gone, later", "error", err)
+		}
+	}
 	left := c.dueRemovals()
 	for progress := true; progress && len(left) > 0; {
 		progress = false
@@ -158,6 +166,9 @@ func (c *Catalog) nextRemoval() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	wait := time.Hour
+	if len(c.forgotten) > 0 {
+		wait = time.Minute
+	}
 	for _, b := range c.doomed {
 		wait = min(wait, max(time.Second, b.until.Sub(c.cfg.Now())))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -64,6 +65,47 @@ func (a away) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	return a.Backend.Delete(ctx, name)
+}
+
+// TestForgetUnseen: the store is away, and there is nothing here of what it has.
+func TestForgetUnseen(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var gone atomic.Bool
+	edit := func(c *Config) {
+		b, err := folder.Open(filepath.Join(dir, "store"), folder.Options{NoSync: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Store = snapshot.New(away{b, &gone}, snapshot.Options{Log: slog.New(slog.DiscardHandler)})
+	}
+	l := open(t, dir, edit)
+	l.save("a", "one")
+	l.stored("a")
+	l.shut()
+	if err := os.RemoveAll(filepath.Join(dir, "local")); err != nil {
+		t.Fatal(err)
+	}
+	gone.Store(true)
+	l = open(t, dir, edit)
+	l.Forget("ns", "s-a")
+	l.shut()
+	gone.Store(false)
+	l = open(t, dir, edit)
+	eventually(t, "it to go", func() bool { return len(objects(t, dir, "manifests")) == 0 })
+	// Another one of the same name is none of that.
+	l.save("a", "two")
+	id := l.stored("a")
+	if err := l.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Store().Describe(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	l.find("a", "two").Release()
+	if records, err := l.j.List(t.Context(), kindForgotten); err != nil || len(records) > 0 {
+		t.Errorf("records: %v, %v", records, err)
+	}
 }
 
 // TestForgetWhileAway: a revision's snapshots go also when the store is away
