@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -65,6 +66,48 @@ func (a away) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	return a.Backend.Delete(ctx, name)
+}
+
+// hold is a backend that keeps the first manifest from being written until it
+// is let go.
+type hold struct {
+	backend.Backend
+	once         *sync.Once
+	waits, letGo chan struct{}
+}
+
+func (h hold) Put(ctx context.Context, name string, r io.Reader, size int64) error {
+	if strings.HasPrefix(name, "manifests/") {
+		h.once.Do(func() { close(h.waits); <-h.letGo })
+	}
+	return h.Backend.Put(ctx, name, r, size)
+}
+
+// TestSupersededWhileStored: one that is being stored when the next is made
+// does not stay in the store for ever.
+func TestSupersededWhileStored(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	h := hold{once: &sync.Once{}, waits: make(chan struct{}), letGo: make(chan struct{})}
+	l := open(t, dir, func(c *Config) {
+		b, err := folder.Open(filepath.Join(dir, "store"), folder.Options{NoSync: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Backend = b
+		c.Store = snapshot.New(h, snapshot.Options{Log: slog.New(slog.DiscardHandler)})
+	})
+	l.save("a", "one")
+	<-h.waits
+	if err := l.Create(t.Context(), want("a"), CreateOptions{Force: true}, content("two")); err != nil {
+		t.Fatal(err)
+	}
+	close(h.letGo)
+	id := l.stored("a")
+	eventually(t, "the first to go", func() bool {
+		left := objects(t, dir, "manifests")
+		return len(left) == 1 && left["manifests/"+id.Hex()]
+	})
 }
 
 // TestForgetUnseen: the store is away, and there is nothing here of what it has.

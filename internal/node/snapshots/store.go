@@ -124,6 +124,8 @@ func (c *Catalog) storeOne(l *local) error {
 	}
 	l.rec.Snapshot, l.storedAt = id, c.cfg.Now()
 	if l.dead {
+		// What has superseded it, and is stored after it, removes it.
+		c.key(m.Labels[LabelKey]).add(stored{id, &m, l.storedAt})
 		return nil
 	}
 	if l.rec.WorkingSet == set {
@@ -147,10 +149,16 @@ func (c *Catalog) storeOne(l *local) error {
 			gone = append(gone, s.id)
 		}
 	}
-	e.stored = slices.DeleteFunc(e.stored, func(s stored) bool { return s.id == id || slices.Contains(gone, s.id) })
-	e.stored = slices.Insert(e.stored, 0, stored{id, &m, l.storedAt})
+	e.stored = slices.DeleteFunc(e.stored, func(s stored) bool { return slices.Contains(gone, s.id) })
+	e.add(stored{id, &m, l.storedAt})
 	c.doom(gone...)
 	return nil
+}
+
+// add notes a snapshot in the store, the newest first.
+func (e *entry) add(s stored) {
+	e.stored = slices.DeleteFunc(e.stored, func(x stored) bool { return x.id == s.id })
+	e.stored = slices.Insert(e.stored, 0, s)
 }
 
 // write makes the snapshot in the store, of the layers that are there already
