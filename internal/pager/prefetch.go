@@ -10,7 +10,9 @@ import (
 )
 
 const (
-	// installSize bounds one installation, in bytes: a removal waits for it.
+	// installSize bounds one installation, in bytes: a removal waits for it. The
+	// kernel has no vectored form of UFFDIO_COPY: one call takes one run of
+	// consecutive pages as a whole, up to this, and each further run a call.
 	installSize = 512 << 10
 	// retryPause is how long the prefetch waits for the workers to take the
 	// messages of a changing address space.
@@ -30,11 +32,10 @@ func (s *Server) prefetch(ctx context.Context) error {
 	case err == nil:
 	case errors.Is(err, errGone):
 		return errGone
+	case ctx.Err() != nil: // Serve is over, which says nothing about the set
 	default:
 		s.stats.prefetchError.Store(&err)
-		if ctx.Err() == nil {
-			s.cfg.Log.Warn("pager: prefetch ended early, the rest is served on demand", "error", err)
-		}
+		s.cfg.Log.Warn("pager: prefetch ended early, the rest is served on demand", "error", err)
 	}
 	return nil
 }

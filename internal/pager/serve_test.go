@@ -315,6 +315,10 @@ func TestPrefetchDamaged(t *testing.T) {
 	if st := s.Stats(); !errors.Is(st.PrefetchError, pager.ErrDamaged) || st.Prefetched != 0 {
 		t.Errorf("stats %+v", st)
 	}
+	// Every page that was asked for is in the set; but it is of no use.
+	if d := s.Drift(); d.Missing != 0 || !errors.Is(d.Failed, pager.ErrDamaged) || !d.Drifted(0.3) {
+		t.Errorf("drift %+v", d)
+	}
 	_ = c.in.Close()
 	if err := wait(); err != nil {
 		t.Error(err)

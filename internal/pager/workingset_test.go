@@ -211,10 +211,13 @@ func TestDrift(t *testing.T) {
 	for _, tc := range []struct {
 		d     Drift
 		ratio float64
-	}{{Drift{0, 0}, 0}, {Drift{5, 0}, 1}, {Drift{5, 100}, 0.05}, {Drift{0, 100}, 0}} {
+	}{{Drift{}, 0}, {Drift{Missing: 5}, 1}, {Drift{Missing: 5, Size: 100}, 0.05}, {Drift{Size: 100}, 0}} {
 		if r := tc.d.Ratio(); r != tc.ratio || tc.d.Drifted(r) || r > 0 && !tc.d.Drifted(r/2) {
 			t.Errorf("%+v: %v", tc.d, r)
 		}
+	}
+	if d := (Drift{Size: 100, Failed: ErrDamaged}); !d.Drifted(0.3) {
+		t.Errorf("%+v is no drift", d)
 	}
 }
 
