@@ -56,6 +56,9 @@ type childConfig struct {
 	Pages   int
 	Protect bool // register for write-protect faults too
 	Check   bool // exit when a page is not what value says
+	// Handshake, when set, is sent in place of the right one; the child has no
+	// other descriptor then, and touches its memory.
+	Handshake string
 }
 
 func (c childConfig) pageSize() int {
@@ -128,6 +131,12 @@ func childMain() {
 	}
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: cfg.Socket, Net: "unix"})
 	fatal(err)
+	if cfg.Handshake != "" {
+		_, _, err := conn.WriteMsgUnix([]byte(cfg.Handshake), unix.UnixRights(u.FD()), nil)
+		fatal(errors.Join(err, u.Close()))
+		(&childMemory{cfg: cfg, maps: maps, half: half}).look(0)
+		os.Exit(0)
+	}
 	fatal(pager.SendHandshake(context.Background(), conn, u, regions))
 	go func() {
 		_, _ = conn.Read(make([]byte, 1))
