@@ -32,10 +32,12 @@ func (s *Server) prefetch(ctx context.Context) error {
 	case err == nil:
 	case errors.Is(err, errGone):
 		return errGone
-	case ctx.Err() != nil: // Serve is over, which says nothing about the set
 	default:
-		s.stats.prefetchError.Store(&err)
-		s.cfg.Log.Warn("pager: prefetch ended early, the rest is served on demand", "error", err)
+		// That Serve is over says nothing about the set.
+		if ctx.Err() == nil {
+			s.stats.prefetchError.Store(&err)
+			s.cfg.Log.Warn("pager: prefetch ended early, the rest is served on demand", "error", err)
+		}
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ func refuse(process int, self bool, fds []int, cause error) error {
 	defer unix.Close(process) //nolint:errcheck // a pidfd
 	if !self {
 		err := unix.PidfdSendSignal(process, unix.SIGKILL, nil, 0)
-		if err == nil || err == unix.ESRCH {
+		if err == nil || errors.Is(err, unix.ESRCH) {
 			err = waitExit(process, killTimeout)
 		}
 		if err != nil {
