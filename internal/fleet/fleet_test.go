@@ -273,6 +273,50 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
+// A request whose instance ends soon after its start is answered by another;
+// when that one ends, too, it is not started for ever.
+func TestFirstCrashLosesNoRequest(t *testing.T) {
+	t.Parallel()
+	var w *world
+	var mu sync.Mutex
+	var crashes int
+	ending := map[string]bool{} // by address: a request may come again over a new connection
+	w = newWorld(t, func(rw http.ResponseWriter, r *http.Request) {
+		at := r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()
+		mu.Lock()
+		if crashes > 0 {
+			crashes--
+			ending[at] = true
+			go w.crash(errors.New("ended"))
+		}
+		end := ending[at]
+		mu.Unlock()
+		if end {
+			<-r.Context().Done()
+			return
+		}
+		fmt.Fprint(rw, "ok")
+	})
+	next := func(n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		crashes = n
+	}
+	w.deploy("a", 0, autoscale.Policy{IdleAfter: time.Minute})
+	next(1)
+	w.wantOK("a")
+	if n := w.launched(); n != 2 {
+		t.Errorf("%d launches, want 2", n)
+	}
+	next(1)
+	if code, body := w.get("a"); code == http.StatusOK {
+		t.Errorf("after two that ended: %d %q", code, body)
+	}
+	if n := w.launched(); n != 2 {
+		t.Errorf("%d launches without a back-off, want 2", n)
+	}
+}
+
 func TestCrashLoopBacksOffFurther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)

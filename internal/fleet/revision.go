@@ -50,6 +50,7 @@ type revision struct {
 	failures  int       // starts and short lives in a row
 	failedAt  time.Time // the last of them
 	notBefore time.Time // no start until then
+	spare     bool      // but one for requests that an instance left
 	lastErr   error
 	waiters   []chan error
 }
@@ -120,6 +121,9 @@ func (r *revision) reconcile(now time.Time) (settled bool) {
 		desired = max(desired, 1)
 	}
 	have := len(r.ready) + r.starting
+	if r.spare && have == 0 && stats.Queued > 0 {
+		r.spare, r.notBefore = false, time.Time{}
+	}
 	switch {
 	case desired > have && now.Before(r.notBefore):
 		if have == 0 && stats.Queued > 0 {
@@ -203,7 +207,7 @@ func (r *revision) backOff(now time.Time, err error) {
 	if now.Sub(r.failedAt) > forgetAfter {
 		r.failures = 0
 	}
-	r.lastErr, r.failedAt = err, now
+	r.lastErr, r.failedAt, r.spare = err, now, false
 	wait := min(firstBackoff<<min(r.failures, 10), maxBackoff)
 	r.failures++
 	r.notBefore = now.Add(wait)
@@ -238,6 +242,8 @@ func (r *revision) watch(i Instance) {
 		// Not the function's fault: another one is started at once.
 	} else if now.Sub(i.ReadyAt()) < shortLife {
 		r.backOff(now, err)
+		// Once may be chance, and no fault of the requests that it left.
+		r.spare = r.failures == 1
 	} else {
 		r.failures = 0
 	}

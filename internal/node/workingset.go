@@ -26,11 +26,19 @@ func (i *Instance) checkDrift() {
 	if !ok {
 		return
 	}
-	drifted := drift.Drifted(driftLimit)
-	if i.use.Fitted(!drifted) {
-		i.node.cfg.Log.Info("the working set has drifted, recording it anew", "namespace", i.launch.Namespace,
-			"revision", i.launch.Revision, "missing", drift.Missing, "size", drift.Size)
+	if again(i.use, drift) {
+		i.node.cfg.Log.Info("the working set does not fit, recording it anew", "namespace", i.launch.Namespace,
+			"revision", i.launch.Revision, "missing", drift.Missing, "size", drift.Size, "failed", drift.Failed)
 	}
+}
+
+// again tells a snapshot how well its working set fitted, and returns true when
+// it is recorded anew for that. A damaged one gets no better by waiting.
+func again(use *snapshots.Use, drift pager.Drift) bool {
+	if errors.Is(drift.Failed, pager.ErrDamaged) {
+		return use.Spoiled()
+	}
+	return use.Fitted(!drift.Drifted(driftLimit))
 }
 
 // mergeSets joins the working set that was just recorded at path with the

@@ -1,7 +1,6 @@
 package pager
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -154,90 +153,6 @@ func (h *Handshake) Close() error {
 	return errors.Join(h.UFFD.Close(), unix.Close(h.Process))
 }
 
-// ReceiveHandshake reads one handshake, as Firecracker sends it, until ctx
-// ends. The connection stays the caller's: it should stay open as long as the
-// process is served, as its end tells the other side that nobody serves it.
-func ReceiveHandshake(ctx context.Context, conn *net.UnixConn) (*Handshake, error) {
-	process, err := peerProcess(conn)
-	if err != nil {
-		return nil, err
-	}
-	data, fds, err := receive(ctx, conn)
-	defer func() {
-		for _, fd := range fds {
-			_ = unix.Close(fd)
-		}
-	}()
-	h := &Handshake{Process: process}
-	if err == nil {
-		h.Regions, err = ParseRegions(data)
-	}
-	if err == nil && len(fds) != 1 {
-		err = fmt.Errorf("%d descriptors, must be the userfaultfd alone", len(fds))
-	}
-	if err == nil {
-		h.UFFD, err = AdoptUFFD(fds[0])
-	}
-	if err != nil {
-		_ = unix.Close(process)
-		return nil, fmt.Errorf("userfaultfd handshake: %w", err)
-	}
-	fds = nil
-	return h, nil
-}
-
-// receive collects the JSON, which may come in parts, and all descriptors.
-func receive(ctx context.Context, conn *net.UnixConn) (data []byte, fds []int, err error) {
-	defer bindDeadline(ctx, conn)()
-	part := make([]byte, 16<<10)
-	oob := make([]byte, unix.CmsgSpace(4*maxDescriptors))
-	for {
-		n, oobn, flags, _, err := conn.ReadMsgUnix(part, oob)
-		if oobn > 0 {
-			more, perr := parseDescriptors(oob[:oobn])
-			fds = append(fds, more...)
-			if perr != nil {
-				return nil, fds, perr
-			}
-		}
-		if err != nil {
-			return nil, fds, errors.Join(fmt.Errorf("after %d bytes: %w", len(data), err), ctx.Err())
-		}
-		if flags&unix.MSG_CTRUNC != 0 || len(fds) > maxDescriptors {
-			return nil, fds, errors.New("too many descriptors")
-		}
-		if n == 0 {
-			return nil, fds, fmt.Errorf("connection ended after %d bytes", len(data))
-		}
-		if data = append(data, part[:n]...); len(data) > maxHandshakeSize {
-			return nil, fds, fmt.Errorf("more than %d bytes", maxHandshakeSize)
-		}
-		// Regions hold no arrays and no strings: the first "]" is the end.
-		if bytes.IndexByte(part[:n], ']') >= 0 {
-			return data, fds, nil
-		}
-	}
-}
-
-func parseDescriptors(oob []byte) ([]int, error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("control message: %w", err)
-	}
-	var fds []int
-	for _, m := range messages {
-		if m.Header.Level != unix.SOL_SOCKET || m.Header.Type != unix.SCM_RIGHTS {
-			continue
-		}
-		more, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return fds, fmt.Errorf("control message: %w", err)
-		}
-		fds = append(fds, more...)
-	}
-	return fds, nil
-}
-
 // SendHandshake is the other side: it hands u and its regions to a server. The
 // sender keeps its own copy of the descriptor open, so that a server's sudden
 // death leaves it waiting instead of reading zeros, and ends when the
@@ -275,26 +190,4 @@ func bindDeadline(ctx context.Context, conn *net.UnixConn) func() {
 			_ = conn.SetDeadline(time.Time{})
 		}
 	}
-}
-
-func peerProcess(conn *net.UnixConn) (int, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return -1, fmt.Errorf("userfaultfd handshake: %w", err)
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return -1, fmt.Errorf("userfaultfd handshake: %w", err)
-	}
-	if cerr != nil {
-		return -1, fmt.Errorf("userfaultfd handshake: peer's credentials: %w", cerr)
-	}
-	pidfd, err := unix.PidfdOpen(int(cred.Pid), 0)
-	if err != nil {
-		return -1, fmt.Errorf("userfaultfd handshake: open peer process %d: %w", cred.Pid, err)
-	}
-	return pidfd, nil
 }

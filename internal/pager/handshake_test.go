@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -137,6 +138,47 @@ func TestReceiveHandshakeRefuses(t *testing.T) {
 		if after := openFiles(t); after > before {
 			t.Errorf("%s: %d files open, %d before", tc.name, after, before)
 		}
+	}
+}
+
+// A process whose handshake is refused dies before its descriptor closes: it
+// would read zeros.
+func TestRefusedHandshakeKillsFirst(t *testing.T) {
+	t.Parallel()
+	needUFFD(t)
+	for name, tc := range map[string]struct {
+		json  string
+		limit time.Duration
+	}{"JSON": {json: "[1]"}, "context": {json: "[", limit: 50 * time.Millisecond}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := childConfig{Kind: "anon", Pages: 10, Check: true, Handshake: tc.json, Socket: filepath.Join(t.TempDir(), "uffd.sock")}
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: cfg.Socket, Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			_ = l.SetDeadline(time.Now().Add(time.Minute))
+			c := launch(t, cfg)
+			conn, err := l.AcceptUnix()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			ctx := deadline(t)
+			if tc.limit > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, tc.limit)
+				defer cancel()
+			}
+			if _, err := pager.ReceiveHandshake(ctx, conn); err == nil || errors.Is(err, pager.ErrNotKilled) {
+				t.Errorf("ReceiveHandshake: %v", err)
+			}
+			<-c.exit
+			if code := c.cmd.ProcessState.ExitCode(); code != -1 {
+				t.Errorf("child ended with %d, must be killed", code)
+			}
+		})
 	}
 }
 

@@ -10,7 +10,9 @@ import (
 )
 
 const (
-	// installSize bounds one installation, in bytes: a removal waits for it.
+	// installSize bounds one installation, in bytes: a removal waits for it. The
+	// kernel has no vectored form of UFFDIO_COPY: one call takes one run of
+	// consecutive pages as a whole, up to this, and each further run a call.
 	installSize = 512 << 10
 	// retryPause is how long the prefetch waits for the workers to take the
 	// messages of a changing address space.
@@ -31,8 +33,9 @@ func (s *Server) prefetch(ctx context.Context) error {
 	case errors.Is(err, errGone):
 		return errGone
 	default:
-		s.stats.prefetchError.Store(&err)
+		// That Serve is over says nothing about the set.
 		if ctx.Err() == nil {
+			s.stats.prefetchError.Store(&err)
 			s.cfg.Log.Warn("pager: prefetch ended early, the rest is served on demand", "error", err)
 		}
 	}

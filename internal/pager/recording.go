@@ -71,6 +71,9 @@ type Drift struct {
 	// Missing is the pages touched until the first response that the set
 	// lacked; Size is the pages of the set.
 	Missing, Size int
+	// Failed is why the set was not installed as a whole; pages of it that
+	// were then served on demand are not among the missing.
+	Failed error
 }
 
 // Ratio is Missing in relation to Size; without a set it is 1 when anything
@@ -82,5 +85,6 @@ func (d Drift) Ratio() float64 {
 	return float64(d.Missing) / float64(d.Size)
 }
 
-// Drifted tells whether the ratio is above threshold: time to record again.
-func (d Drift) Drifted(threshold float64) bool { return d.Ratio() > threshold }
+// Drifted tells whether the set could not be installed or the ratio is above
+// threshold: time to record again.
+func (d Drift) Drifted(threshold float64) bool { return d.Failed != nil || d.Ratio() > threshold }

@@ -102,7 +102,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.KillTimeout == 0 {
-		cfg.KillTimeout = 5 * time.Second
+		cfg.KillTimeout = killTimeout
 	}
 	cfg.Workers = max(1, cfg.Workers)
 	return &Server{
@@ -176,7 +176,10 @@ func (s *Server) guard(run func() error) {
 	}
 }
 
-const killTries = 3
+const (
+	killTries   = 3
+	killTimeout = 5 * time.Second // of each, where nothing else is said
+)
 
 // kill kills the machine and waits for its end, and returns cause with what
 // went wrong.

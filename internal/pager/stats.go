@@ -23,7 +23,8 @@ type Stats struct {
 	PreSkipped uint64 // of the working set, but removed or in no region
 	// PrefetchTime is how long the installation ahead took; 0 until it ends.
 	PrefetchTime time.Duration
-	// PrefetchError is why it ended early. Faults are answered all the same.
+	// PrefetchError is why it ended early, other than by the end of Serve.
+	// Faults are answered all the same.
 	PrefetchError error
 }
 
@@ -67,7 +68,7 @@ func (s *Server) Drift() Drift {
 	m := s.memory
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	d := Drift{Missing: m.remaining}
+	d := Drift{Missing: m.remaining, Failed: s.Stats().PrefetchError}
 	if s.cfg.WorkingSet != nil {
 		d.Size, _ = s.cfg.WorkingSet.Pages()
 	}

@@ -13,14 +13,18 @@ type filled struct {
 
 // Walk gives the set's pages to each, in order: consecutive pages with their
 // content, which is valid during the call and nil for zeros. It reads ahead on
-// a thread of its own. Damage is an error before its pages are given; what was
-// given until then is right.
+// a thread of its own, unless all is in memory and its sums were checked. Damage
+// is an error before its pages are given; what was given until then is right.
 func (w *WorkingSet) Walk(ctx context.Context, each func(run Run, data []byte) error) error {
 	c, err := newChunks(w, walkAhead)
 	if err != nil {
 		return err
 	}
 	defer c.free()
+	if c.ready() {
+		i := 0
+		return w.walk(ctx, each, func(bool) ([]byte, error) { i++; return c.read(i-1, false) })
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	free := make(chan struct{}, walkAhead) // a token for each chunk that may be read
 	full := make(chan filled, walkAhead)

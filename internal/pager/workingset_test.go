@@ -206,15 +206,49 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// What was checked and is in memory is given without another thread, and is the
+// same.
+func TestWalkReady(t *testing.T) {
+	t.Parallel()
+	path, rec := writeSet(t, []uint64{900, 901, 5, 2, 7})
+	ws, err := OpenWorkingSet(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	for _, want := range []bool{false, true} {
+		c := &chunks{ws: ws}
+		if got := c.ready(); got != want {
+			t.Errorf("ready: %t, want %t", got, want)
+		}
+		var pages []uint64
+		err := ws.Walk(t.Context(), func(run Run, data []byte) error {
+			for i := range uint64(run.Count) {
+				pages = append(pages, run.Page+i)
+			}
+			if !run.Zero && data[0] != byte(run.Page+1) {
+				t.Errorf("run %+v has %d", run, data[0])
+			}
+			return nil
+		})
+		if err != nil || !slices.Equal(pages, rec.Pages) {
+			t.Errorf("pages %v, %v", pages, err)
+		}
+	}
+}
+
 func TestDrift(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		d     Drift
 		ratio float64
-	}{{Drift{0, 0}, 0}, {Drift{5, 0}, 1}, {Drift{5, 100}, 0.05}, {Drift{0, 100}, 0}} {
+	}{{Drift{}, 0}, {Drift{Missing: 5}, 1}, {Drift{Missing: 5, Size: 100}, 0.05}, {Drift{Size: 100}, 0}} {
 		if r := tc.d.Ratio(); r != tc.ratio || tc.d.Drifted(r) || r > 0 && !tc.d.Drifted(r/2) {
 			t.Errorf("%+v: %v", tc.d, r)
 		}
+	}
+	if d := (Drift{Size: 100, Failed: ErrDamaged}); !d.Drifted(0.3) {
+		t.Errorf("%+v is no drift", d)
 	}
 }
 

@@ -65,7 +65,7 @@ func (u *Use) Fitted(well bool) (again bool) {
 	u.c.mu.Lock()
 	defer u.c.mu.Unlock()
 	l := u.l
-	if l.dead || l.outdated || l.rec.WorkingSet == "" || l.rec.WorkingSet != filepath.Base(u.Image.WorkingSet) {
+	if !u.hasSet() {
 		return false
 	}
 	if well {
@@ -75,4 +75,23 @@ func (u *Use) Fitted(well bool) (again bool) {
 	l.drifted++
 	l.outdated = l.drifted >= max(1, l.rec.Recordings)
 	return l.outdated
+}
+
+// Spoiled tells that the working set's file is damaged: it is recorded anew by
+// the next instance that may. It returns true when that was not decided yet.
+func (u *Use) Spoiled() (again bool) {
+	u.c.mu.Lock()
+	defer u.c.mu.Unlock()
+	if !u.hasSet() {
+		return false
+	}
+	u.l.outdated = true
+	return true
+}
+
+// hasSet tells whether the working set that the instance began with is the
+// snapshot's still, and not known to be outdated. The caller holds mu.
+func (u *Use) hasSet() bool {
+	l := u.l
+	return !l.dead && !l.outdated && l.rec.WorkingSet != "" && l.rec.WorkingSet == filepath.Base(u.Image.WorkingSet)
 }

@@ -81,6 +81,7 @@ func (b *box) newPaging(r sandbox.Restore, devices io.Reader) (theirs *os.File, 
 		if p.cfg.WorkingSet, err = pager.OpenWorkingSet(r.Image.WorkingSet, false); err != nil {
 			return nil, err
 		}
+		_ = p.cfg.WorkingSet.Advise() // only a hint: it is read while QEMU starts
 	}
 	if p.memory, err = newMemory(size); err != nil {
 		return nil, err

@@ -62,12 +62,15 @@ func (b *bench) prepare(ctx context.Context) error {
 	for _, i := range rand.Perm(len(rec.Pages) / shortRun) {
 		mixed.Pages = append(mixed.Pages, rec.Pages[i*shortRun:(i+1)*shortRun]...)
 	}
-	if b.set, err = b.workingSet(ctx, "set", rec); err != nil {
+	if b.set, err = b.workingSet(ctx, setFile, rec); err != nil {
 		return err
 	}
 	b.scattered, err = b.workingSet(ctx, "scattered", mixed)
 	return err
 }
+
+// setFile is the working set's.
+const setFile = "set"
 
 // shortRun is the pages of a run in the scattered working set.
 const shortRun = 8
@@ -206,6 +209,16 @@ func (b *bench) bulkC(ctx context.Context) (s sample, err error) {
 }
 
 func (b *bench) bulkGo(ctx context.Context) (sample, error) { return b.install(ctx, b.set) }
+
+// freshGo installs a set that is opened anew, as drivers do for each machine.
+func (b *bench) freshGo(ctx context.Context) (s sample, err error) {
+	set, err := pager.OpenWorkingSet(filepath.Join(b.dir, setFile), false)
+	if err != nil {
+		return s, err
+	}
+	s, err = b.install(ctx, set)
+	return s, errors.Join(err, set.Close())
+}
 
 func (b *bench) scatteredGo(ctx context.Context) (sample, error) { return b.install(ctx, b.scattered) }
 

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"slices"
 )
 
 func main() {
@@ -48,53 +47,93 @@ func run(ctx context.Context, source string, rounds int, size int64) (err error)
 	}
 	defer b.close()
 
-	kinds := []struct {
-		name    string
-		measure func(context.Context) (sample, error)
-		samples []sample
-	}{{name: "C bulk", measure: b.bulkC}, {name: "Go bulk", measure: b.bulkGo},
-		{name: "C fault", measure: b.faultC}, {name: "Go fault", measure: b.faultGo},
-		{name: "Go scattered", measure: b.scatteredGo}}
-	for range rounds {
+	bulk := kind{name: "working set", c: b.bulkC, pager: b.bulkGo}
+	fresh := kind{name: "working set opened anew", c: b.bulkC, pager: b.freshGo}
+	scattered := kind{name: "scattered working set", c: b.bulkC, pager: b.scatteredGo}
+	fault := kind{name: "demand fault", c: b.faultC, pager: b.faultGo}
+	kinds := []*kind{&bulk, &fresh, &scattered, &fault}
+	for round := range rounds {
 		// Taking turns, in a mixed order, so that a busy spell of the machine
 		// hits all alike.
 		for _, i := range rand.Perm(len(kinds)) {
-			s, err := kinds[i].measure(ctx)
-			if err != nil {
+			if err := kinds[i].measure(ctx, round%2 == 0); err != nil {
 				return fmt.Errorf("%s: %w", kinds[i].name, err)
 			}
-			kinds[i].samples = append(kinds[i].samples, s)
 		}
 	}
-	bulkC, bulkGo := median(kinds[0].samples), median(kinds[1].samples)
-	faultC, faultGo := median(kinds[2].samples), median(kinds[3].samples)
-	scattered := median(kinds[4].samples)
-	pages := float64(size / 4096)
-	fmt.Printf("Medians of %d rounds, %d MiB, pages of 4 KiB, page cache hot, checksums of the working set checked before.\n\n", rounds, size>>20)
-	fmt.Println("| | C | Go pager | Go to C | aim |")
-	fmt.Println("|---|---|---|---|---|")
-	fmt.Printf("| working set, us a page | %.2f | %.2f | | |\n", bulkC.a/pages/1e3, bulkGo.a/pages/1e3)
-	fmt.Printf("| working set, MiB/s | %.0f | %.0f | %.0f %% | >= 90 %% |\n", rate(size, bulkC.a), rate(size, bulkGo.a), 100*bulkC.a/bulkGo.a)
-	fmt.Printf("| the same in mixed runs of %d pages, MiB/s | | %.0f | %.0f %% | |\n", shortRun, rate(size, scattered.a), 100*bulkC.a/scattered.a)
-	fmt.Printf("| demand fault, median, us | %.1f | %.1f | %.2fx | <= 1.5x |\n", faultC.a/1e3, faultGo.a/1e3, faultGo.a/faultC.a)
-	fmt.Printf("| demand fault, 99th percentile, us | %.1f | %.1f | %.2fx | |\n", faultC.b/1e3, faultGo.b/1e3, faultGo.b/faultC.b)
+	report(rounds, size, &bulk, &fresh, &scattered, &fault)
 	return nil
+}
+
+// kind is a measurement of the C program and of the pager, pair by pair: one
+// next to the other, each first every other time.
+type kind struct {
+	name     string
+	c, pager func(context.Context) (sample, error)
+	pairs    []pair
+}
+
+func (k *kind) measure(ctx context.Context, cFirst bool) (err error) {
+	var p pair
+	if cFirst {
+		if p.c, err = k.c(ctx); err != nil {
+			return err
+		}
+	}
+	if p.pager, err = k.pager(ctx); err != nil {
+		return err
+	}
+	if !cFirst {
+		if p.c, err = k.c(ctx); err != nil {
+			return err
+		}
+	}
+	k.pairs = append(k.pairs, p)
+	return nil
+}
+
+// The aims of issue "Snapshots".
+const (
+	bulkAim  = 0.9 // of the rate of C, at least
+	faultAim = 1.5 // of the time of C, at most
+)
+
+func report(rounds int, size int64, bulk, fresh, scattered, fault *kind) {
+	first := func(s sample) float64 { return s.a }
+	second := func(s sample) float64 { return s.b }
+	pages := float64(size / 4096)
+	fmt.Printf("Medians of %d rounds, %d MiB, pages of 4 KiB, page cache hot, checksums of the working set checked before but where it says otherwise. "+
+		"C and the pager are measured next to each other, each first every other time; "+
+		"in brackets the 95 %% interval of the ratio (bootstrap over the pairs).\n\n", rounds, size>>20)
+	fmt.Println("| | C | Go pager | Go to C | aim | met |")
+	fmt.Println("|---|---|---|---|---|---|")
+	rates := func(name string, k *kind, aim, met string) {
+		c, g, r := k.summary(first, true)
+		fmt.Printf("| %s, MiB/s | %.0f | %.0f | %.0f %% (%.0f to %.0f) | %s | %s |\n", name, rate(size, c), rate(size, g), 100*r.value, 100*r.low, 100*r.high, aim, met)
+	}
+	times := func(name string, get func(sample) float64, aim, met string) {
+		c, g, r := fault.summary(get, false)
+		fmt.Printf("| %s, us | %.1f | %.1f | %.2fx (%.2f to %.2f) | %s | %s |\n", name, c/1e3, g/1e3, r.value, r.low, r.high, aim, met)
+	}
+	c, g, r := bulk.summary(first, true)
+	fmt.Printf("| working set, us a page | %.2f | %.2f | | | |\n", c/pages/1e3, g/pages/1e3)
+	rates("working set", bulk, fmt.Sprintf(">= %.0f %%", 100*bulkAim), yes(r.value >= bulkAim))
+	rates("opened anew, checksums checked meanwhile", fresh, "", "")
+	rates(fmt.Sprintf("in mixed runs of %d pages", shortRun), scattered, "", "")
+	_, _, r = fault.summary(first, false)
+	times("demand fault, median", first, fmt.Sprintf("<= %.1fx", faultAim), yes(r.value <= faultAim))
+	times("demand fault, 99th percentile", second, "", "")
+}
+
+func yes(met bool) string {
+	if met {
+		return "yes"
+	}
+	return "**no**"
 }
 
 // sample is nanoseconds: of a whole installation, or median and 99th
 // percentile of a fault.
 type sample struct{ a, b float64 }
-
-func median(s []sample) sample {
-	mid := func(get func(sample) float64) float64 {
-		v := make([]float64, len(s))
-		for i := range s {
-			v[i] = get(s[i])
-		}
-		slices.Sort(v)
-		return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
-	}
-	return sample{mid(func(s sample) float64 { return s.a }), mid(func(s sample) float64 { return s.b })}
-}
 
 func rate(size int64, ns float64) float64 { return float64(size>>20) / (ns / 1e9) }

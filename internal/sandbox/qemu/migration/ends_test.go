@@ -104,5 +104,9 @@ func TestDamagedWorkingSet(t *testing.T) {
 	if err := p.source.Stats().PrefetchError; !errors.Is(err, pager.ErrDamaged) {
 		t.Errorf("prefetch: %v", err)
 	}
+	p.ask(ctx, "touch 500", "touched")
+	if d := p.source.Drift(); !errors.Is(d.Failed, pager.ErrDamaged) || !d.Drifted(0.3) {
+		t.Errorf("drift %+v", d)
+	}
 	s.check(ctx, t, p.machine)
 }

@@ -78,7 +78,7 @@ func (s *Source) StopRecording() pager.Recording {
 func (s *Source) Drift() pager.Drift {
 	s.rec.mu.Lock()
 	defer s.rec.mu.Unlock()
-	return pager.Drift{Missing: s.rec.remaining, Size: s.rec.size}
+	return pager.Drift{Missing: s.rec.remaining, Size: s.rec.size, Failed: s.Stats().PrefetchError}
 }
 
 // Stats counts what a Source did so far, in pages where nothing else is said.
