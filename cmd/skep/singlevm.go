@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"regexp"
 	"time"
@@ -155,7 +154,7 @@ func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
 // snapshots.
 func checkDirs(c *runner.Config) error {
 	if c.Dump.Dir != "" {
-		if err := snapdir.CheckDump(c.Dump.Dir); err != nil {
+		if err := snapdir.CheckDump(c.Dump.Dir, c.Load.Dirs); err != nil {
 			return err
 		}
 	}
@@ -167,8 +166,8 @@ func checkDirs(c *runner.Config) error {
 		return fmt.Errorf("--load_dir: %w", err)
 	}
 	if c.Dump.WorkingSet != "" {
-		if st, err := os.Stat(c.Dump.WorkingSet); err != nil || !st.IsDir() {
-			return fmt.Errorf("--dump_ws: %s is not a folder", c.Dump.WorkingSet)
+		if err := s.CheckDumpSet(c.Dump.WorkingSet); err != nil {
+			return err
 		}
 	}
 	if c.Load.WorkingSet && !c.Load.CopyBase {

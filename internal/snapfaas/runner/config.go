@@ -64,8 +64,8 @@ type Dump struct {
 	Point guest.Point `json:"point,omitempty"`
 	// Exit ends the machine after the snapshot.
 	Exit bool `json:"exit,omitempty"`
-	// WorkingSet is a folder, in most cases that of the newest snapshot loaded:
-	// what the first request touches is written there.
+	// WorkingSet is the newest folder loaded: what the first request touches is
+	// written there.
 	WorkingSet string `json:"workingSet,omitempty"`
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -38,7 +37,7 @@ func boot(ctx context.Context, d sandbox.Driver, c *Config) (_ *machine, err err
 		}
 	}()
 	if c.Dump.Dir != "" {
-		if err := snapdir.CheckDump(c.Dump.Dir); err != nil {
+		if err := snapdir.CheckDump(c.Dump.Dir, c.Load.Dirs); err != nil {
 			return nil, err
 		}
 	}
@@ -103,6 +102,11 @@ func (m *machine) restore(ctx context.Context) error {
 	var err error
 	if m.loaded, err = snapdir.Open(m.conf.Load.Dirs...); err != nil {
 		return err
+	}
+	if dir := m.conf.Dump.WorkingSet; dir != "" {
+		if err := m.loaded.CheckDumpSet(dir); err != nil {
+			return err
+		}
 	}
 	self, err := m.describe(ctx)
 	if err != nil {
@@ -329,15 +333,7 @@ func (m *machine) recorded(ctx context.Context) error {
 	if !ok {
 		return errors.New("the machine does not record")
 	}
-	path := filepath.Join(m.conf.Dump.WorkingSet, snapdir.WorkingSet)
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := r.Recorded(ctx, tmp); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return r.Recorded(ctx, m.loaded.WorkingSet())
 }
 
 // stop ends the machine.
