@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/skep-dev/skep/internal/fingerprint"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/snapfaas/guest"
 	"github.com/skep-dev/skep/internal/snapfaas/images"
@@ -123,6 +124,9 @@ func (m *machine) restore(ctx context.Context) error {
 		m.box, err = s.Prepare(ctx, m.spec, r)
 		return err
 	})
+	if errors.Is(err, sandbox.ErrOtherDisk) {
+		return fmt.Errorf("--appfs: the snapshot has another app in it: %w", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -140,7 +144,7 @@ func (m *machine) describe(ctx context.Context) (snapdir.Machine, error) {
 	if err != nil {
 		return snapdir.Machine{}, err
 	}
-	root, err := snapdir.Fingerprint(m.spec.Rootfs)
+	root, err := fingerprint.File(m.spec.Rootfs)
 	if err != nil {
 		return snapdir.Machine{}, fmt.Errorf("--rootfs: %w", err)
 	}

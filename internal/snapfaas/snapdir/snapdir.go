@@ -10,8 +10,6 @@ package snapdir
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,7 +49,7 @@ type Machine struct {
 	Sandbox   string                `json:"sandbox,omitempty"`
 	MemoryMiB int64                 `json:"memoryMiB"`
 	VCPUs     int64                 `json:"vcpus"`
-	Rootfs    string                `json:"rootfs"` // Fingerprint
+	Rootfs    string                `json:"rootfs"` // fingerprint.File
 	Driver    sandbox.Compatibility `json:"driver"`
 }
 
@@ -230,40 +228,4 @@ func (s *Snapshot) CheckDumpSet(dir string) error {
 		return fmt.Errorf("--dump_ws: %s is not the newest folder loaded, %s, whose memory the working set is of: name that, or none", dir, s.Dirs[0])
 	}
 	return nil
-}
-
-// Fingerprint tells files apart without reading large ones as a whole: their
-// size, and blocks from all over them. It is no proof against a forger.
-func Fingerprint(path string) (string, error) {
-	const block, samples = 4096, 256
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close() //nolint:errcheck // read only
-	st, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	if !st.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is not a file", path)
-	}
-	h := sha256.New()
-	fmt.Fprintf(h, "%d\n", st.Size())
-	blocks := (st.Size() + block - 1) / block
-	buf := make([]byte, block)
-	last := int64(-1)
-	for i := int64(0); i < samples && blocks > 0; i++ {
-		at := i * (blocks - 1) / (samples - 1)
-		if at == last {
-			continue
-		}
-		last = at
-		n, err := f.ReadAt(buf, at*block)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return "", err
-		}
-		h.Write(buf[:n])
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }

@@ -159,24 +159,6 @@ func TestWriteFails(t *testing.T) {
 	}
 }
 
-func TestFingerprint(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	seen := map[string]bool{}
-	for _, content := range []string{"", "a", "b", strings.Repeat("a", 1<<20), strings.Repeat("a", 1<<20-1) + "b"} {
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f, err := Fingerprint(path)
-		if err != nil || seen[f] {
-			t.Errorf("%d bytes: %s, %v", len(content), f, err)
-		}
-		seen[f] = true
-	}
-	if _, err := Fingerprint(filepath.Dir(path)); err == nil {
-		t.Error("a folder has a fingerprint")
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"version":1,"id":"a","point":"app","machine":{"memoryMiB":1}}`))
 	f.Add([]byte(`{"version":2}`))
