@@ -72,6 +72,9 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	if err != nil {
 		return coded(exitUsage, fmt.Errorf("--config: %w", err))
 	}
+	if err := positive(cmd.Flags(), "boot_timeout", "request_timeout"); err != nil {
+		return coded(exitUsage, err)
+	}
 	if m.memory < 1 {
 		return coded(exitUsage, fmt.Errorf("--mem: %d MB is not a memory", m.memory))
 	}
