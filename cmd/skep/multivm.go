@@ -128,7 +128,8 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	return err
 }
 
-// start starts a VM. It is not the requester's alone: it goes on if he leaves.
+// start starts a VM. It is not the requester's alone: ctx is the server's, and
+// goes on if he leaves.
 func (m *multiFlags) start(ctx context.Context, log *slog.Logger, p runner.Parent, name string, c runner.Config, egress bool) (controller.Worker, error) {
 	vm, err := p.Start(ctx, c, egress)
 	if err != nil {
