@@ -57,6 +57,7 @@ func (w *world) onGVisor(machine, full, hello string) {
 		w.t.Errorf("--kernel_args: %s", stderr)
 	}
 	w.killed("singlevm" + machine + hello + diff)
+	w.killedDump("singlevm"+machine+hello, dir+"python3", dir+"killed")
 	w.cluster("sandbox: gvisor\n" + strings.Replace(yaml, "./snapshot", "./"+dir, 1))
 }
 

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +38,26 @@ type world struct {
 	netns string
 }
 
+// binDir is where skep is built to, once for all tests.
+var binDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if binDir, err = os.MkdirTemp("", "skep-sf-bin-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(binDir)
+	os.Exit(code)
+}
+
+var buildSkep = sync.OnceValues(func() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	return skeptest.Build(ctx, filepath.Join(binDir, "skep"))
+})
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	testenv.Root(t)
@@ -50,9 +71,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	w := &world{t: t, dir: dir}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
-	skep, err := skeptest.Build(ctx, filepath.Join(dir, "skep"))
+	skep, err := buildSkep()
 	if err != nil {
 		t.Fatal(err)
 	}
