@@ -72,6 +72,9 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	if err != nil {
 		return coded(exitUsage, fmt.Errorf("--config: %w", err))
 	}
+	if err := positive(cmd.Flags(), "boot_timeout", "request_timeout"); err != nil {
+		return coded(exitUsage, err)
+	}
 	if m.memory < 1 {
 		return coded(exitUsage, fmt.Errorf("--mem: %d MB is not a memory", m.memory))
 	}
@@ -125,7 +128,8 @@ func (m *multiFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	return err
 }
 
-// start starts a VM. It is not the requester's alone: it goes on if he leaves.
+// start starts a VM. It is not the requester's alone: ctx is the server's, and
+// goes on if he leaves.
 func (m *multiFlags) start(ctx context.Context, log *slog.Logger, p runner.Parent, name string, c runner.Config, egress bool) (controller.Worker, error) {
 	vm, err := p.Start(ctx, c, egress)
 	if err != nil {

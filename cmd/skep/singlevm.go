@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"regexp"
 	"time"
@@ -35,14 +34,20 @@ type singleFlags struct {
 	conf                     runner.Config
 	rootfs, appfs, id        string
 	loadDir, diffDirs, point string
-	dumpWS, network          bool
+	dumpWS                   string
+	network                  bool
 	odirect                  [len(odirectNames)]bool
 	ignored                  [len(ignoredNames)]string
 	firerunner, dumpDir      string
 }
 
-func newSingleVM(g *globals) *cobra.Command {
-	s := &singleFlags{}
+// newestFolder is what --dump_ws is without a folder.
+const newestFolder = "newest"
+
+func newSingleVM(g *globals) *cobra.Command { return new(singleFlags).command(g) }
+
+// command is singlevm, with these flags.
+func (s *singleFlags) command(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "singlevm --rootfs IMAGE [--appfs IMAGE]",
 		Short: "Run one function in one micro-VM, with requests from standard input (SnapFaaS)",
@@ -61,8 +66,8 @@ The same tool makes snapshots (--dump_dir, --dump_ws) and starts from them
   singlevm --rootfs python3.img --appfs hello.img --load_dir base,diff < requests.json`,
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
-			case len(args) == 1 && s.dumpWS: // --dump_ws may stand before a folder
-				s.conf.Dump.WorkingSet = args[0]
+			case len(args) == 1 && s.dumpWS == newestFolder: // it may stand before a folder
+				s.dumpWS = args[0]
 			case len(args) > 0:
 				return fmt.Errorf("unknown argument %q", args[0])
 			}
@@ -89,7 +94,8 @@ The same tool makes snapshots (--dump_dir, --dump_ws) and starts from them
 	f.BoolVar(&s.conf.Load.CopyBase, "copy_base", false, "copy the base's memory before the VM runs, instead of mapping it")
 	f.BoolVar(&s.conf.Load.CopyDiff, "copy_diff", false, "copy the diffs' memory before the VM runs, as is done anyway; with =false it is loaded page by page")
 	f.BoolVar(&s.conf.Load.WorkingSet, "load_ws", false, "load the recorded working set ahead")
-	f.BoolVar(&s.dumpWS, "dump_ws", false, "record what the first request touches, in the newest folder loaded or in one named here")
+	f.StringVar(&s.dumpWS, "dump_ws", "", "record what the first request touches, in the newest `folder` loaded, which may be named here")
+	f.Lookup("dump_ws").NoOptDefVal = newestFolder
 	f.BoolVar(&s.conf.Dump.Exit, "force_exit", false, "end after the snapshot instead of taking requests")
 	f.DurationVar(&s.conf.Boot, "boot_timeout", runner.DefaultBoot, "how long the start may take")
 	f.DurationVar(&s.conf.Request, "request_timeout", runner.DefaultRequest, "how long one request may take")
@@ -125,10 +131,11 @@ func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
 	c.Load.Dirs = append(controller.SplitDirs(s.loadDir), controller.SplitDirs(s.diffDirs)...)
 	c.Load.LazyDiff = cmd.Flags().Changed("copy_diff") && !c.Load.CopyDiff
 	c.Dump.Point, c.Dump.Dir = guest.Point(s.point), s.dumpDir
-	if s.dumpWS && c.Dump.WorkingSet == "" && len(c.Load.Dirs) > 0 {
+	if c.Dump.WorkingSet = s.dumpWS; s.dumpWS == newestFolder && len(c.Load.Dirs) > 0 {
 		c.Dump.WorkingSet = c.Load.Dirs[len(c.Load.Dirs)-1]
-	} else if s.dumpWS && c.Dump.WorkingSet == "" {
-		return coded(exitUsage, errors.New("--dump_ws: it needs --load_dir"))
+	}
+	if err := positive(cmd.Flags(), "boot_timeout", "request_timeout"); err != nil {
+		return coded(exitUsage, err)
 	}
 	paths := []*string{&c.Dump.Dir, &c.Dump.WorkingSet}
 	for i := range c.Load.Dirs {
@@ -155,7 +162,7 @@ func (s *singleFlags) complete(cmd *cobra.Command, g *globals) (err error) {
 // snapshots.
 func checkDirs(c *runner.Config) error {
 	if c.Dump.Dir != "" {
-		if err := snapdir.CheckDump(c.Dump.Dir); err != nil {
+		if err := snapdir.CheckDump(c.Dump.Dir, c.Load.Dirs); err != nil {
 			return err
 		}
 	}
@@ -167,8 +174,8 @@ func checkDirs(c *runner.Config) error {
 		return fmt.Errorf("--load_dir: %w", err)
 	}
 	if c.Dump.WorkingSet != "" {
-		if st, err := os.Stat(c.Dump.WorkingSet); err != nil || !st.IsDir() {
-			return fmt.Errorf("--dump_ws: %s is not a folder", c.Dump.WorkingSet)
+		if err := s.CheckDumpSet(c.Dump.WorkingSet); err != nil {
+			return err
 		}
 	}
 	if c.Load.WorkingSet && !c.Load.CopyBase {
@@ -179,6 +186,24 @@ func checkDirs(c *runner.Config) error {
 	return nil
 }
 
+// ineffective says which of the flags given have no effect, and why.
+func (s *singleFlags) ineffective() (lines []string) {
+	for i, name := range odirectNames {
+		if s.odirect[i] {
+			lines = append(lines, fmt.Sprintf("--%s has no effect here: disks and memory are read through the page cache", name))
+		}
+	}
+	if s.kernelArgs != "" && len(s.conf.Load.Dirs) > 0 {
+		lines = append(lines, "--kernel_args has no effect here: a snapshot's kernel has been booted already")
+	}
+	for i, name := range ignoredNames {
+		if s.ignored[i] != "" {
+			lines = append(lines, fmt.Sprintf("--%s has no effect here: each VM has a network of its own, --network opens it to public addresses", name))
+		}
+	}
+	return lines
+}
+
 func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	log := cmd.ErrOrStderr()
 	if err := s.check(log); err != nil {
@@ -187,18 +212,8 @@ func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	if err := s.complete(cmd, g); err != nil {
 		return err
 	}
-	for i, name := range odirectNames {
-		if s.odirect[i] {
-			fmt.Fprintf(log, "--%s has no effect here: disks and memory are read through the page cache\n", name)
-		}
-	}
-	if s.kernelArgs != "" && len(s.conf.Load.Dirs) > 0 {
-		fmt.Fprintln(log, "--kernel_args has no effect here: a snapshot's kernel has been booted already")
-	}
-	for i, name := range ignoredNames {
-		if s.ignored[i] != "" {
-			fmt.Fprintf(log, "--%s has no effect here: each VM has a network of its own, --network opens it to public addresses\n", name)
-		}
+	for _, line := range s.ineffective() {
+		fmt.Fprintln(log, line)
 	}
 	h, parent, err := openHost(cmd, g, &s.vmmFlags, s.firerunner, 0, toolLog(slog.LevelWarn))
 	if err != nil {
@@ -229,6 +244,9 @@ func (s *singleFlags) run(cmd *cobra.Command, g *globals) (err error) {
 	}
 	if err == nil && totals.Requests != totals.Responses {
 		err = fmt.Errorf("%d of %d requests failed", totals.Requests-totals.Responses, totals.Requests)
+	}
+	if s.conf.Dump.WorkingSet != "" && !vm.Recorded() {
+		err = errors.Join(err, errors.New("--dump_ws: nothing was recorded: no request has reached the function (they are read from standard input)"))
 	}
 	return err
 }

@@ -54,6 +54,17 @@ func snapfaasNames(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 	return pflag.NormalizedName(name)
 }
 
+// positive refuses times of flags that are none.
+func positive(f *pflag.FlagSet, names ...string) error {
+	var errs []error
+	for _, name := range names {
+		if d, err := f.GetDuration(name); err != nil || d <= 0 {
+			errs = append(errs, errors.Join(err, fmt.Errorf("--%s: %v is no time to wait: want more than 0, such as 90s", name, d)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // tool finishes a command that needs no running Skep: its help is silent about
 // the flags that say which one to talk to, and a command of others refuses what
 // is none.

@@ -23,8 +23,8 @@ type Restored struct {
 	MachineID [MachineIDSize]byte
 	// Hostname is empty to keep the old one.
 	Hostname string
-	// NewDisks says that what is behind the disks, but for the root's, is not
-	// what it was: the guest must look again.
+	// NewDisks says that what is behind the disks, but for the root's and those
+	// that are mounted, is not what it was: the guest must look again.
 	NewDisks bool
 	// Wall is the wall clock's time; Resume fills it in as late as it can.
 	Wall time.Time

@@ -20,6 +20,9 @@ var (
 	// ErrUnsupported is returned by an operation that the driver's
 	// Capabilities say it does not have.
 	ErrUnsupported = errors.New("not supported by this driver")
+	// ErrOtherDisk is returned for a snapshot that has a disk mounted, of which
+	// another image is given. The text goes between the two.
+	ErrOtherDisk = errors.New("is not the image that the snapshot has")
 )
 
 // Driver makes sandboxes of one technology. All methods are safe for

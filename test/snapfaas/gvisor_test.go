@@ -12,9 +12,9 @@ import (
 
 // onGVisor runs the walk-through with gVisor's sandboxes in the place of
 // micro-VMs.
-func (w *world) onGVisor(machine, hello string) {
+func (w *world) onGVisor(machine, full, hello string) {
 	const dir = "gvisor/"
-	machine = " --sandbox gvisor" + machine
+	machine, full = " --sandbox gvisor"+machine, " --sandbox gvisor"+full
 	w.wantAnswers("singlevm"+machine+hello, "app loaded: ")
 
 	w.mkdir(dir+"python3", dir+"diff/hello-python3", dir+"diff/second", dir+"whole")
@@ -31,10 +31,13 @@ func (w *world) onGVisor(machine, hello string) {
 	// With the app in it, but no base.
 	w.run("", "singlevm"+machine+hello+" --snapshot_point app --dump_dir "+dir+"whole --force_exit")
 	w.wantAnswers("singlevm"+machine+hello+" --load_dir "+dir+"whole", "restore memory: ")
+	w.mkdir(dir + "fullapp")
+	w.wantAnswers("singlevm"+full+" --dump_dir "+dir+"fullapp", "snapshot saved: ")
+	w.wantAnswers("singlevm"+full+" --load_dir "+dir+"fullapp", "restore memory: ")
 	w.smaller(dir+"diff/hello-python3", dir+"python3")
 
-	w.write("other/workload.py", "def handle(obj):\n    return 'other'\n"+strings.Repeat("# longer\n", 1000))
-	w.run("", "skep app build other appfs/other")
+	w.write("longer/workload.py", "def handle(obj):\n    return 'longer'\n"+strings.Repeat("# longer\n", 1000))
+	w.run("", "skep app build longer appfs/longer")
 	w.write("appfs/ext2", strings.Repeat("no EROFS", 1024))
 	for _, bad := range []struct {
 		line  string
@@ -42,7 +45,7 @@ func (w *world) onGVisor(machine, hello string) {
 	}{
 		{"singlevm" + machine + hello + diff + " --load_ws", []string{"--load_ws", "gVisor cannot see"}},
 		{"singlevm" + machine + hello + diff + " --dump_ws", []string{"--dump_ws", "gVisor cannot see"}},
-		{"singlevm" + machine + " --appfs appfs/other" + diff, []string{"disks[0]", "is not the image that the snapshot has at /srv"}},
+		{"singlevm" + machine + " --appfs appfs/longer" + diff, []string{"--appfs", "disks[0]", "is not the image that the snapshot has at /srv"}},
 		{"singlevm" + machine + " --appfs appfs/ext2" + base, []string{"disks[0]", "gVisor mounts EROFS only"}},
 		{"singlevm" + strings.Replace(machine, "gvisor", "qemu", 1) + hello + base, []string{"made with --sandbox gvisor, this is qemu"}},
 		{"singlevm" + strings.Replace(machine, "gvisor", "runc", 1), []string{"--sandbox", "qemu, gvisor"}},
@@ -54,6 +57,7 @@ func (w *world) onGVisor(machine, hello string) {
 		w.t.Errorf("--kernel_args: %s", stderr)
 	}
 	w.killed("singlevm" + machine + hello + diff)
+	w.killedDump("singlevm"+machine+hello, dir+"python3", dir+"killed")
 	w.cluster("sandbox: gvisor\n" + strings.Replace(yaml, "./snapshot", "./"+dir, 1))
 }
 

@@ -14,11 +14,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/skep-dev/skep/internal/netns"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 	"github.com/skep-dev/skep/internal/snapfaas/frame"
 	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/test/skeptest"
@@ -36,6 +38,26 @@ type world struct {
 	netns string
 }
 
+// binDir is where skep is built to, once for all tests.
+var binDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if binDir, err = os.MkdirTemp("", "skep-sf-bin-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(binDir)
+	os.Exit(code)
+}
+
+var buildSkep = sync.OnceValues(func() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	return skeptest.Build(ctx, filepath.Join(binDir, "skep"))
+})
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	testenv.Root(t)
@@ -49,9 +71,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	w := &world{t: t, dir: dir}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
-	skep, err := skeptest.Build(ctx, filepath.Join(dir, "skep"))
+	skep, err := buildSkep()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,13 +230,34 @@ func TestWalkthrough(t *testing.T) {
 	w.run("", "skep app build "+functions+"/hello-python3 appfs/hello-python3.ext2")
 	w.run("", "skep app empty appfs/empty.ext2")
 
-	const machine = " --rootfs rootfs/python3.ext4 --mem_size 128 --vcpu_count 1"
+	kernel, err := guestkernel.Finder{}.Find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine := " --kernel " + kernel.Image + " --rootfs rootfs/python3.ext4 --mem_size 128 --vcpu_count 1"
 	const hello = " --appfs appfs/hello-python3.ext2"
+	// With the app inside, for fullapp snapshots.
+	w.run("", "skep runtime build python3 rootfs/fullapp.ext4 --app "+functions+"/hello-python3")
+	full := strings.Replace(machine, "python3.ext4", "fullapp.ext4", 1)
 	t.Run("gvisor", func(t *testing.T) {
 		w := *w
 		w.t = t
-		w.onGVisor(machine, hello)
+		w.onGVisor(machine, full, hello)
 	})
+	// The same app elsewhere, as the README has it, and in other file systems.
+	w.mkdir("snapfaas-images/appfs/hellopy2")
+	const moved = " --appfs snapfaas-images/appfs/hellopy2/output.ext2"
+	if b, err := os.ReadFile(w.path("appfs/hello-python3.ext2")); err != nil || os.WriteFile(w.path(strings.Fields(moved)[1]), b, 0o644) != nil {
+		t.Fatal("cannot copy the app's image: ", err)
+	}
+	testenv.Tool(t, "mkfs.ext4", "e2fsprogs")
+	for _, kind := range []string{"ext2", "ext4"} {
+		if out, err := exec.Command("mkfs."+kind, "-q", "-d", functions+"/hello-python3", w.path("appfs/real."+kind), "1M").CombinedOutput(); err != nil {
+			t.Fatalf("mkfs.%s: %v\n%s", kind, err, out)
+		}
+	}
+	w.write("other/workload.py", "def handle(obj):\n    return 'other'\n")
+	w.run("", "skep app build other appfs/other")
 
 	// Basic Usage
 	w.wantAnswers("singlevm"+machine+hello, "app loaded: ")
@@ -226,7 +267,7 @@ func TestWalkthrough(t *testing.T) {
 	w.mkdir("snapshot/python3", "snapshot/diff/hello-python3", "snapshot/diff/second")
 	// A language snapshot, and the same with the placeholder in its place.
 	w.run("", "singlevm"+machine+" --dump_dir snapshot/python3 --force_exit")
-	w.wantAnswers("singlevm"+machine+hello+" --load_dir snapshot/python3", "restore memory: ", "app loaded: ")
+	w.wantAnswers("singlevm"+machine+" --appfs appfs/real.ext2 --load_dir snapshot/python3", "restore memory: ", "app loaded: ")
 	w.run("", "singlevm"+machine+" --appfs appfs/empty.ext2 --dump_dir snapshot/python3 --force_exit")
 	w.run("", "singlevm"+machine+hello+" --load_dir snapshot/python3 --dump_dir snapshot/diff/hello-python3 --force_exit")
 	const base = " --load_dir snapshot/python3"
@@ -234,11 +275,25 @@ func TestWalkthrough(t *testing.T) {
 
 	w.fails("singlevm"+machine+hello+diff+" --load_ws", "working set", "--dump_ws")
 	w.wantAnswers("singlevm" + machine + hello + diff + " --dump_ws snapshot/diff/hello-python3")
-	w.wantAnswers("singlevm" + machine + hello + diff + " --load_ws")
+	w.wantAnswers("singlevm" + machine + moved + diff + " --load_ws")
+	if stdout, stderr, err := w.try("", "singlevm"+machine+hello+diff+" --dump_ws"); err == nil || !strings.Contains(stderr, "--dump_ws: nothing was recorded") {
+		t.Errorf("--dump_ws without a request: %v\n%s%s", err, stdout, stderr)
+	}
 
 	// Use snapshots
-	w.wantAnswers("singlevm"+machine+hello+base, "restore memory: ", "app loaded: ")
-	w.wantAnswers("singlevm"+machine+hello+diff+" --copy_diff", "restore memory: ")
+	w.wantAnswers("singlevm"+machine+" --appfs appfs/real.ext4"+base, "restore memory: ", "app loaded: ")
+	w.wantAnswers("singlevm"+machine+moved+diff+" --copy_diff", "restore memory: ")
+	// With other spellings, and what has no effect here.
+	w.wantAnswers("singlevm -k "+kernel.Image+" -r rootfs/python3.ext4 --memory 128 --vcpu 1 --firerunner bin/firerunner"+
+		" --tap tap0 --mac 06:00:00:00:00:01 --vsock_cid 3 --odirect_base -c quiet"+hello+
+		" --load-dir snapshot/python3,snapshot/diff/hello-python3 --copy_diff_memory",
+		"--tap has no effect", "--mac has no effect", "--vsock_cid has no effect", "--odirect_base has no effect", "--kernel_args has no effect")
+
+	// A fullapp snapshot of a machine that goes on, and its working set (REAP).
+	w.mkdir("snapshot/fullapp")
+	w.wantAnswers("singlevm"+full+" --dump_dir snapshot/fullapp", "snapshot saved: ")
+	w.wantAnswers("singlevm" + full + " --load_dir snapshot/fullapp --dump_ws=snapshot/fullapp")
+	w.wantAnswers("singlevm"+full+" --load_dir snapshot/fullapp --load_ws --copy_diff=false", "restore memory: ")
 	w.wantAnswers("singlevm"+machine+hello+" --load_dir snapshot/python3,snapshot/diff/hello-python3 --copy_base", "restore memory: ")
 
 	// A diff on a diff, and its working set.
@@ -254,10 +309,14 @@ func TestWalkthrough(t *testing.T) {
 		words []string
 	}{
 		{"singlevm --rootfs rootfs/python3.ext4 --mem_size 256" + diff, []string{"does not fit", "--mem_size was 128 and is 256"}},
+		{"singlevm" + machine + " --appfs appfs/other" + diff, []string{"--appfs: the snapshot has another app", "appfs/other is not the image that the snapshot has at /srv"}},
 		{"singlevm" + machine + " --load_dir snapshot/diff/hello-python3", []string{"it is a diff", "--load_dir BASE,DIFF"}},
 		{"singlevm" + machine + " --load_dir snapshot", []string{"no snapshot in it"}},
 		{"singlevm" + machine + " --copy_diff", []string{"--copy_diff", "needs --load_dir"}},
 		{"singlevm --rootfs rootfs/none", []string{"--rootfs", "no such file"}},
+		{"singlevm" + machine + hello + diff + " --dump_ws snapshot/python3", []string{"--dump_ws", "snapshot/python3 is not the newest folder"}},
+		{"singlevm" + machine + hello + base + " --load_ws", []string{"working set: there is none", "--dump_ws"}},
+		{"singlevm" + machine + hello + base + " --dump_dir snapshot/python3", []string{"--dump_dir", "snapshot/python3 is loaded, too"}},
 		{"singlevm" + machine + base + ",snapshot/diff/second", []string{"--load_dir", "a diff of another base"}},
 		{"singlevm" + machine + base + " --force_exit", []string{"--force_exit", "needs --dump_dir"}},
 		{"singlevm" + machine + base, []string{"there is no app", "--appfs"}},

@@ -34,7 +34,9 @@ func extraDisks() ([]string, error) {
 // lookAgain has the driver let go of every disk but the root's and take it up
 // again, so that neither its size nor anything of its content is left of what
 // was there when the snapshot was made. A disk gets its old name back: names
-// are given in order, and the first free one is its own.
+// are given in order, and the first free one is its own. Disks that are mounted
+// stay: they would not give their names back, and the host has seen that they
+// are what they were.
 func lookAgain() error {
 	disks, err := extraDisks()
 	if err != nil {
@@ -52,6 +54,13 @@ func lookAgain() error {
 		return fmt.Errorf("make /sys writable: %w", err)
 	}
 	for _, name := range disks {
+		used, err := inUse("/dev/" + name)
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", name, err)
+		}
+		if used {
+			continue
+		}
 		link, err := os.Readlink(filepath.Join(blockClass, name, "device"))
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", name, err)
@@ -67,6 +76,18 @@ func lookAgain() error {
 		}
 	}
 	return nil
+}
+
+// inUse says if a disk is mounted, wherever.
+func inUse(device string) (bool, error) {
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, unix.Close(fd)
 }
 
 // makeDisks makes the nodes of the disks after the root's in the function's

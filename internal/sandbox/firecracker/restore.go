@@ -79,8 +79,12 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	if err := saved.fits(&now); err != nil {
 		return err
 	}
+	renewed, err := saved.NewDisks(&now.Saved)
+	if err != nil {
+		return err
+	}
 	b.Origin = &microvm.Origin{
-		Saved: &saved.Saved, NewDisks: saved.NewDisks(&now.Saved),
+		Saved: &saved.Saved, NewDisks: renewed,
 		Run:  func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
 		Stop: func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Paused) },
 	}

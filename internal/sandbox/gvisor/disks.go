@@ -73,7 +73,7 @@ func checkDisks(spec *sandbox.Spec, mounts []mounted) error {
 			return fmt.Errorf("%s in the snapshot: %w", m.Target, err)
 		}
 		if now.Target = m.Target; now != m {
-			return fmt.Errorf("disks[%d]: %s is not the image that the snapshot has at %s", m.Disk, spec.Disks[m.Disk], m.Target)
+			return fmt.Errorf("disks[%d]: %s %w at %s", m.Disk, spec.Disks[m.Disk], sandbox.ErrOtherDisk, m.Target)
 		}
 	}
 	return nil

@@ -80,6 +80,7 @@ type Box struct {
 	exit      sandbox.Exit // valid after ended
 	phases    []sandbox.Phase
 	conns     connSet
+	mounts    map[int]mountedDisk // since the start
 }
 
 var (
@@ -93,6 +94,7 @@ func New(driver string, spec *sandbox.Spec) *Box {
 	b := &Box{
 		Driver: driver, Spec: &s, Resources: ocispec.Defaults(spec.Resources),
 		destroying: make(chan struct{}, 1), saving: make(chan struct{}, 1), ended: make(chan struct{}),
+		mounts: map[int]mountedDisk{},
 	}
 	b.link = newLink(b.connectAgent)
 	b.link.hold() // until there is an agent

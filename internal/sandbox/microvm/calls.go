@@ -21,17 +21,6 @@ func (b *Box) Signal(ctx context.Context, sig os.Signal) error {
 	return b.call(ctx, func(c *agent.Client) error { return c.Signal(ctx, function, uint32(n)) })
 }
 
-// Mount mounts a disk, read-only, in the function's file system: disk 0 is
-// Spec.Disks[0].
-func (b *Box) Mount(ctx context.Context, disk int, target string) error {
-	return b.call(ctx, func(c *agent.Client) error {
-		if disk < 0 || disk >= len(b.Spec.Disks) {
-			return fmt.Errorf("there is no disk %d", disk)
-		}
-		return c.Mount(ctx, uint32(disk), target)
-	})
-}
-
 // call has f call the agent of a function that runs.
 func (b *Box) call(ctx context.Context, f func(*agent.Client) error) error {
 	if err := b.Running(); err != nil {

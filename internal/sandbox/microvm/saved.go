@@ -29,13 +29,6 @@ type Saved struct {
 	Marks     agent.Marks
 }
 
-// SavedDisk is what a disk was when the snapshot was made.
-type SavedDisk struct {
-	Path     string
-	Bytes    int64
-	Modified int64 // ns
-}
-
 // Describe is what would be saved of a machine, but for what its agent knows.
 // root and disks are of the spec's Rootfs and Disks.
 func (b *Box) Describe(memoryMiB int64, root os.FileInfo, disks []os.FileInfo) Saved {
@@ -48,6 +41,7 @@ func (b *Box) Describe(memoryMiB int64, root os.FileInfo, disks []os.FileInfo) S
 	for i, d := range disks {
 		s.Disks = append(s.Disks, SavedDisk{Path: b.Spec.Disks[i], Bytes: d.Size(), Modified: d.ModTime().UnixNano()})
 	}
+	s.Disks = b.Mounted(s.Disks)
 	return s
 }
 
@@ -84,16 +78,6 @@ func (s *Saved) Fits(now *Saved, more ...Trait) error {
 		}
 	}
 	return nil
-}
-
-// NewDisks says if any disk is not what it was. Both have the same number.
-func (s *Saved) NewDisks(now *Saved) bool {
-	for i := range s.Disks {
-		if s.Disks[i] != now.Disks[i] {
-			return true
-		}
-	}
-	return false
 }
 
 // Decode reads a JSON object that a driver wrote.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/skep-dev/skep/internal/fingerprint"
 	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
@@ -47,15 +48,8 @@ func TestSaved(t *testing.T) {
 		t.Error(err)
 	}
 	now := describe(t, dir)
-	if err := was.Fits(&now); err != nil || was.NewDisks(&now) {
+	if err := was.Fits(&now); err != nil {
 		t.Errorf("it does not fit itself: %v", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "disk"), []byte("something else"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	now = describe(t, dir)
-	if err := was.Fits(&now); err != nil || !was.NewDisks(&now) {
-		t.Errorf("another disk: %v", err)
 	}
 	if err := was.Fits(&now, Trait{"colour", "red", "blue"}); err == nil || !strings.Contains(err.Error(), "colour was red and is blue") {
 		t.Errorf("the driver's own: %v", err)
@@ -69,6 +63,65 @@ func TestSaved(t *testing.T) {
 	}
 	if err := WriteFile(filepath.Join(dir, "root"), nil); !errors.Is(err, os.ErrExist) {
 		t.Errorf("over a file that is there: %v", err)
+	}
+}
+
+func TestNewDisks(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	describe := func(b *Box, path string) Saved {
+		b.Spec.Disks = []string{path}
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b.Describe(128, st, []os.FileInfo{st})
+	}
+	app := write("app", "content")
+	box := New("test", &sandbox.Spec{ID: sandbox.NewID()})
+	loose := describe(box, app)
+	content, err := fingerprint.File(app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	box.mounts[0] = mountedDisk{"/srv", content}
+	mounted := describe(box, app)
+	// A machine that was restored from it has it mounted, too.
+	restored := New("test", &sandbox.Spec{ID: sandbox.NewID()})
+	restored.Origin = &Origin{Saved: &mounted}
+	again := describe(restored, write("copy", "content"))
+
+	for _, test := range []struct {
+		name    string
+		was     Saved
+		path    string
+		renewed bool
+		other   bool
+	}{
+		{"itself", loose, app, false, false},
+		{"copied", loose, write("copy", "content"), true, false},
+		{"another", loose, write("other", "CONTENT"), true, false},
+		{"mounted, itself", mounted, app, false, false},
+		{"mounted, copied", mounted, write("copy", "content"), false, false},
+		{"mounted, another of the same size", mounted, write("other", "CONTENT"), false, true},
+		{"mounted, longer", mounted, write("longer", "content and more"), false, true},
+		{"mounted in what was restored", again, app, false, false},
+		{"mounted in what was restored, another", again, write("other", "CONTENT"), false, true},
+	} {
+		now := describe(New("test", &sandbox.Spec{ID: sandbox.NewID()}), test.path)
+		renewed, err := test.was.NewDisks(&now)
+		if renewed != test.renewed || errors.Is(err, sandbox.ErrOtherDisk) != test.other || (err != nil) != test.other {
+			t.Errorf("%s: %t, %v", test.name, renewed, err)
+		}
+		if test.other && !strings.Contains(err.Error(), test.path+" is not the image that the snapshot has at /srv") {
+			t.Errorf("%s: %v", test.name, err)
+		}
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 type Origin struct {
 	// Saved is what the snapshot says of its machine.
 	Saved *Saved
-	// NewDisks says that what is behind the disks has changed.
+	// NewDisks says that what is behind disks that are not mounted has changed.
 	NewDisks bool
 	// Run has the machine go on, and Stop has it stand still.
 	Run, Stop func(context.Context) error

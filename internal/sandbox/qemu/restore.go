@@ -125,8 +125,12 @@ func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Res
 	if err := saved.fits(&b.saved); err != nil {
 		return err
 	}
+	renewed, err := saved.NewDisks(&b.saved.Saved)
+	if err != nil {
+		return err
+	}
 	b.Origin = &microvm.Origin{
-		Saved: &saved.Saved, NewDisks: saved.NewDisks(&b.saved.Saved), Settle: settleTime, Places: d.resuming,
+		Saved: &saved.Saved, NewDisks: renewed, Settle: settleTime, Places: d.resuming,
 		Run:  func(ctx context.Context) error { return b.vm.qmp.Execute(ctx, "cont", nil, nil) },
 		Stop: func(ctx context.Context) error { return b.vm.stop(ctx) },
 	}

@@ -52,7 +52,7 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File) erro
 		return err
 	}
 	s := b.saved
-	s.Token, s.Marks = token[:], marks
+	s.Token, s.Marks, s.Disks = token[:], marks, b.Mounted(s.Disks)
 	return writeState(filepath.Join(o.Dir, sandbox.FileState), s, devices)
 }
 

@@ -40,8 +40,11 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := got.fits(&want); err != nil || got.NewDisks(&want.Saved) {
+	if err := got.fits(&want); err != nil {
 		t.Errorf("it does not fit what was saved: %v", err)
+	}
+	if renewed, err := got.NewDisks(&want.Saved); renewed || err != nil {
+		t.Errorf("its own disks are new to it: %v", err)
 	}
 	rest := make([]byte, 100)
 	if n, _ := f.Read(rest); string(rest[:n]) != string(devices) || !bytes.Equal(got.Token, want.Token) || got.Marks != want.Marks {
@@ -67,8 +70,11 @@ func TestState(t *testing.T) {
 	near := want
 	near.TSCKHz += 100
 	near.Disks = []microvm.SavedDisk{{Path: "/b", Bytes: 1, Modified: 2}}
-	if err := got.fits(&near); err != nil || !got.NewDisks(&near.Saved) {
-		t.Errorf("a clock that was measured again, and another disk: %v, %v", err, got.NewDisks(&near.Saved))
+	if err := got.fits(&near); err != nil {
+		t.Errorf("a clock that was measured again: %v", err)
+	}
+	if renewed, err := got.NewDisks(&near.Saved); !renewed || err != nil {
+		t.Errorf("another disk: %t, %v", renewed, err)
 	}
 }
 

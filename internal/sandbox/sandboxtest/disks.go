@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/erofs/go-erofs"
 
@@ -38,7 +39,9 @@ func testDisks(t *testing.T, s *suite) {
 	}
 	disk := filepath.Join(s.dir, "disk.erofs")
 	writeDisk(t, disk, "/hello", "from the disk")
-	give := func(spec *sandbox.Spec) { spec.Disks = []string{disk} }
+	spare := filepath.Join(s.dir, "spare.erofs") // a disk that no snapshot has mounted
+	writeDisk(t, spare, "/spare", "old")
+	give := func(spec *sandbox.Spec) { spec.Disks = []string{disk, spare} }
 	reads := func(b *box) {
 		t.Helper()
 		var got string
@@ -54,7 +57,7 @@ func testDisks(t *testing.T, s *suite) {
 		reads(b)
 	}
 	booted := s.serve(t, give)
-	if err := booted.sb.(sandbox.Mounter).Mount(s.ctx(t), 1, "/srv"); err == nil {
+	if err := booted.sb.(sandbox.Mounter).Mount(s.ctx(t), 2, "/srv"); err == nil {
 		t.Error("a disk that is not there was mounted")
 	}
 	if !s.driver.Capabilities().Snapshot {
@@ -90,6 +93,31 @@ func testDisks(t *testing.T, s *suite) {
 		b.create(t)
 		b.start(t)
 		reads(b)
+	}
+	// What is mounted may be elsewhere, but must be the same image; other disks
+	// may be others.
+	moved := filepath.Join(s.dir, "moved.erofs")
+	if err := errors.Join(os.Rename(disk, moved), os.Chtimes(moved, time.Now(), time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(moved) })
+	writeDisk(t, spare, "/spare", "new and longer")
+	b = restored("moved", func(spec *sandbox.Spec) { spec.Disks = []string{moved, spare} })
+	b.create(t)
+	b.start(t)
+	reads(b)
+	if err := b.sb.(sandbox.Mounter).Mount(s.ctx(t), 1, "/tmp"); err != nil {
+		t.Fatalf("Mount: %v", err)
+	}
+	var got string
+	if b.get(t, "/read", &got, "path", "/tmp/spare"); got != "new and longer" {
+		t.Errorf("the guest reads %q from a disk that was not mounted and is another one", got)
+	}
+	writeDisk(t, disk, "/hello", "from THE disk")
+	other := restored("has-another", give)
+	if sb, err := other.make(s.ctx(t)); !errors.Is(err, sandbox.ErrOtherDisk) {
+		other.sb = sb
+		t.Errorf("with another image of the disk that is mounted: %v, want %v", err, sandbox.ErrOtherDisk)
 	}
 	none := restored("has-none", func(*sandbox.Spec) {})
 	sb, err := none.make(s.ctx(t))

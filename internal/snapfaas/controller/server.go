@@ -45,7 +45,7 @@ type Server struct {
 func NewServer(c *Controller) *Server {
 	s := &Server{c: c, waiting: map[net.Conn]bool{}, slots: make(chan struct{}, maxConns)}
 	s.http = &http.Server{
-		Handler: s, ReadHeaderTimeout: frameTimeout, ReadTimeout: idleTimeout,
+		ReadHeaderTimeout: frameTimeout, ReadTimeout: idleTimeout,
 		WriteTimeout: idleTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
 	}
 	return s
@@ -55,10 +55,11 @@ func NewServer(c *Controller) *Server {
 // answered, for which it waits at most until drain has passed.
 func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration) error {
 	s.web = &handover{conns: make(chan net.Conn), addr: l.Addr(), closed: make(chan struct{})}
-	served := make(chan error, 1)
-	go func() { served <- s.http.Serve(s.web) }()
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	s.http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.answerHTTP(work, w, r) })
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.web) }()
 	stop := context.AfterFunc(ctx, func() {
 		_ = l.Close()
 		s.mu.Lock()
@@ -69,7 +70,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration)
 		s.mu.Unlock()
 	})
 	defer stop()
-	err := s.accept(work, l)
+	err := s.accept(work, l, ctx.Done())
 	if ctx.Err() != nil {
 		err = nil
 	}
@@ -93,9 +94,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, drain time.Duration)
 	return err
 }
 
-func (s *Server) accept(ctx context.Context, l net.Listener) error {
+// accept accepts connections, whose requests are ctx's, until stop is closed.
+func (s *Server) accept(ctx context.Context, l net.Listener, stop <-chan struct{}) error {
 	for {
-		s.slots <- struct{}{}
+		select {
+		case s.slots <- struct{}{}:
+		case <-stop:
+			return net.ErrClosed
+		}
 		c, err := l.Accept()
 		if err != nil {
 			<-s.slots
@@ -180,9 +186,10 @@ func (s *Server) one(ctx context.Context, c net.Conn, r io.Reader) error {
 	return errors.Join(frame.U64.Write(c, out), err)
 }
 
-// ServeHTTP answers POST / with the messages of the framed protocol, and POST
-// /functions/NAME with the function's plain answer to the body.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// answerHTTP answers POST / with the messages of the framed protocol, and POST
+// /functions/NAME with the function's plain answer to the body. As there, a
+// request is ctx's, not the client's: if he leaves, its VM is not lost.
+func (s *Server) answerHTTP(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	name, plain := functionOf(r.URL.Path)
 	if !plain && r.URL.Path != "/" {
 		http.Error(w, "want POST / or POST /functions/NAME", http.StatusNotFound)
@@ -200,7 +207,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if plain {
-		reply, err := s.c.Invoke(r.Context(), name, body)
+		reply, err := s.c.Invoke(ctx, name, body)
+		inTime(w)
 		if err == nil {
 			_, _ = w.Write(append(reply, '\n'))
 			return
@@ -209,8 +217,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, response{status, err.Error()}, code)
 		return
 	}
-	reply, code := s.c.answer(r.Context(), body)
+	reply, code := s.c.answer(ctx, body)
+	inTime(w)
 	writeJSON(w, reply, code)
+}
+
+// inTime has the time to take an answer begin now: the function may have taken
+// longer than the server's timeouts, which begin with the request.
+func inTime(w http.ResponseWriter) {
+	// This server's connections have deadlines: no error.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(frameTimeout))
 }
 
 func writeJSON(w http.ResponseWriter, reply response, code int) {

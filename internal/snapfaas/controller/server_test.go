@@ -19,8 +19,13 @@ import (
 	"github.com/skep-dev/skep/internal/snapfaas/guest"
 )
 
-// worker is a fake VM that echoes.
-type worker struct{ *fake }
+// worker is a fake VM that echoes. What it is to hold, it says in held, and
+// holds until free is closed.
+type worker struct {
+	*fake
+	held chan<- struct{}
+	free <-chan struct{}
+}
 
 func (w worker) Request(ctx context.Context, p []byte) ([]byte, time.Duration, error) {
 	switch string(p) {
@@ -31,6 +36,13 @@ func (w worker) Request(ctx context.Context, p []byte) ([]byte, time.Duration, e
 	case `"wait"`:
 		<-ctx.Done()
 		return nil, 0, ctx.Err()
+	case `"hold"`:
+		w.held <- struct{}{}
+		select {
+		case <-w.free:
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
 	}
 	return p, time.Millisecond, nil
 }
@@ -38,11 +50,55 @@ func (w worker) Request(ctx context.Context, p []byte) ([]byte, time.Duration, e
 // serve runs a server until the test ends.
 func serve(t *testing.T) (addr string, alive *atomic.Int64, stop func()) {
 	t.Helper()
+	s, _ := serveChanged(t, nil, worker{})
+	return s.addr, s.alive, s.stop
+}
+
+// served is a server that runs.
+type served struct {
+	addr  string
+	alive *atomic.Int64
+	pool  *Pool[Worker]
+	gone  <-chan struct{} // gets one for each connection that a client has ended
+	stop  func()
+}
+
+// watched is a listener whose connections tell of their clients' end.
+type watched struct {
+	net.Listener
+	gone chan<- struct{}
+}
+
+func (w watched) Accept() (net.Conn, error) {
+	c, err := w.Listener.Accept()
+	return watchedConn{c, w.gone}, err
+}
+
+type watchedConn struct {
+	net.Conn
+	gone chan<- struct{}
+}
+
+func (c watchedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		select {
+		case c.gone <- struct{}{}:
+		default:
+		}
+	}
+	return n, err
+}
+
+// serveChanged does so with a server that change has changed, and workers like w.
+func serveChanged(t *testing.T, change func(*Server), w worker) (*served, <-chan struct{}) {
+	t.Helper()
 	m := &maker{}
+	held := make(chan struct{}, 8)
 	pool := NewPool(512, map[string]Limits{"echo": {128, 8}, "broken": {128, 1}, "big": {1024, 1}},
 		func(ctx context.Context, name string) (Worker, error) {
 			f, err := m.launch(ctx, name)
-			return worker{f}, err
+			return worker{f, held, w.free}, err
 		})
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -50,18 +106,27 @@ func serve(t *testing.T) (addr string, alive *atomic.Int64, stop func()) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() {
-		done <- NewServer(New(pool, slog.New(slog.DiscardHandler))).Serve(ctx, l, time.Second)
-	}()
+	server := NewServer(New(pool, slog.New(slog.DiscardHandler)))
+	if change != nil {
+		change(server)
+	}
+	gone := make(chan struct{}, 8)
+	go func() { done <- server.Serve(ctx, watched{l, gone}, time.Second) }()
 	stopped := false
-	stop = func() {
+	stop := func() {
 		if stopped {
 			return
 		}
 		stopped = true
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(time.Minute):
+			t.Error("it does not stop")
+			return
 		}
 		pool.Close()
 		if n := m.alive.Load(); n != 0 {
@@ -69,7 +134,7 @@ func serve(t *testing.T) (addr string, alive *atomic.Int64, stop func()) {
 		}
 	}
 	t.Cleanup(stop)
-	return l.Addr().String(), &m.alive, stop
+	return &served{l.Addr().String(), &m.alive, pool, gone, stop}, held
 }
 
 func TestFramed(t *testing.T) {
@@ -195,6 +260,78 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// A stop does not wait for connections that are idle, as many as there may be.
+func TestStopWhenFull(t *testing.T) {
+	const most = 3
+	s, _ := serveChanged(t, func(s *Server) { s.slots = make(chan struct{}, most) }, worker{})
+	for range most {
+		client := &http.Client{Transport: &http.Transport{}} // with a connection of its own
+		defer client.CloseIdleConnections()
+		res, err := client.Post("http://"+s.addr+"/functions/echo", "application/json", strings.NewReader("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+	}
+	s.stop()
+}
+
+// A client that leaves does not take the VM with him.
+func TestClientLeaves(t *testing.T) {
+	free := make(chan struct{})
+	s, held := serveChanged(t, nil, worker{free: free})
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.addr+"/functions/echo", strings.NewReader(`"hold"`))
+		if err == nil {
+			_, err = http.DefaultClient.Do(req) //nolint:bodyclose // there is none
+		}
+		left <- err
+	}()
+	<-held
+	leave()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("the client was answered: %v", err)
+	}
+	<-s.gone // and so the server knows
+	close(free)
+	waitFor(t, "the VM to be idle again", func() bool { all, idle := s.pool.Stats("echo"); return all == 1 && idle == 1 })
+	if n := s.alive.Load(); n != 1 {
+		t.Errorf("%d VMs are alive", n)
+	}
+}
+
+// A function may take longer than the server's timeouts.
+func TestSlowFunction(t *testing.T) {
+	const short = 100 * time.Millisecond
+	free := make(chan struct{})
+	s, held := serveChanged(t, func(s *Server) { s.http.WriteTimeout, s.http.ReadTimeout = short, short }, worker{free: free})
+	go func() {
+		<-held
+		time.AfterFunc(3*short, func() { close(free) })
+	}()
+	res, err := http.Post("http://"+s.addr+"/functions/echo", "application/json", strings.NewReader(`"hold"`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if b, err := io.ReadAll(res.Body); err != nil || string(b) != "\"hold\"\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+func waitFor(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain for ", what)
+		}
+	}
+}
+
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte(`{"function":"echo","payload":{"a":1}}`))
 	f.Add([]byte(`{"function":"x"}`))
@@ -202,7 +339,7 @@ func FuzzAnswer(f *testing.F) {
 	m := &maker{}
 	pool := NewPool(512, map[string]Limits{"echo": {128, 8}}, func(ctx context.Context, name string) (Worker, error) {
 		vm, err := m.launch(ctx, name)
-		return worker{vm}, err
+		return worker{fake: vm}, err
 	})
 	c := New(pool, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())

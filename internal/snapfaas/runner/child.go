@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,6 +42,8 @@ type Child struct {
 	out   io.ReadCloser
 	limit time.Duration // of a request
 	ended chan struct{} // closed when the process has been waited for
+
+	recorded atomic.Bool
 
 	mu     sync.Mutex // one request at a time
 	broken bool       // requests and answers are not in step any more
@@ -115,6 +118,9 @@ func (c *Child) Ended() <-chan struct{} { return c.ended }
 // Pid is the process's number.
 func (c *Child) Pid() int { return c.cmd.Process.Pid }
 
+// Recorded says that Dump.WorkingSet was written.
+func (c *Child) Recorded() bool { return c.recorded.Load() }
+
 // Request hands a payload, which is JSON, to the function. It returns its
 // answer and how long the guest took. The error is a *guest.AppError if the
 // child can take another request; after any other it is to be closed.
@@ -128,6 +134,9 @@ func (c *Child) Request(ctx context.Context, payload []byte) ([]byte, time.Durat
 	m, err := c.call(message{Kind: kindRequest, Payload: payload}, c.limit)
 	if !stop() {
 		err = errors.Join(ctx.Err(), err)
+	}
+	if err == nil && m.Recorded {
+		c.recorded.Store(true)
 	}
 	if err == nil && m.Kind == kindAppError {
 		return nil, m.Took, &guest.AppError{Text: m.Error}

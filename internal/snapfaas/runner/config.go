@@ -8,6 +8,7 @@
 package runner
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ type Config struct {
 	Dump Dump `json:"dump"`
 
 	// Boot bounds starting the machine until it takes requests, Request one
-	// request. Zero means the default.
+	// request. Zero means the default, less is wrong.
 	Boot    time.Duration `json:"boot"`
 	Request time.Duration `json:"request"`
 }
@@ -60,12 +61,12 @@ type Dump struct {
 	// Dir gets a snapshot: a diff if one was loaded.
 	Dir string `json:"dir,omitempty"`
 	// Point is when; "" means: at Language after a boot, at App after a
-	// restore.
+	// restore. What has an app in it from the start is at App.
 	Point guest.Point `json:"point,omitempty"`
 	// Exit ends the machine after the snapshot.
 	Exit bool `json:"exit,omitempty"`
-	// WorkingSet is a folder, in most cases that of the newest snapshot loaded:
-	// what the first request touches is written there.
+	// WorkingSet is the newest folder loaded: what the first request touches is
+	// written there.
 	WorkingSet string `json:"workingSet,omitempty"`
 }
 
@@ -107,26 +108,28 @@ func (c *Config) Validate() error {
 		wrong(f.set && len(c.Load.Dirs) == 0, "%s: it needs --load_dir", f.name)
 	}
 	wrong(c.Load.CopyDiff && len(c.Load.Dirs) == 1, "--copy_diff: it needs a diff: --load_dir BASE,DIFF or --diff_dirs DIFF")
+	wrong(c.Load.LazyDiff && len(c.Load.Dirs) == 0, "--copy_diff=false: it needs --load_dir")
+	wrong(c.Load.LazyDiff && len(c.Load.Dirs) == 1 && !c.Load.WorkingSet, "--copy_diff=false: it needs a diff (--load_dir BASE,DIFF or --diff_dirs DIFF), or --load_ws, with which it has the rest of the base read page by page")
 	wrong(c.Load.CopyBase && c.Load.LazyDiff, "--copy_diff=false: not together with --copy_base, which copies all memory")
 	wrong(c.Load.WorkingSet && c.Dump.WorkingSet != "", "--load_ws: not together with --dump_ws: pages that are loaded ahead are not seen to be touched")
+	wrong(c.Load.CopyBase && c.Dump.WorkingSet != "", "--copy_base: not together with --dump_ws: pages that are loaded ahead are not seen to be touched")
 	wrong(c.Dump.Exit && c.Dump.Dir == "", "--force_exit: it needs --dump_dir")
-	switch c.Dump.Point {
-	case "":
-		c.Dump.Point = guest.Language
-		if len(c.Load.Dirs) > 0 {
-			c.Dump.Point = guest.App
-		}
-	case guest.Language, guest.App:
-	default:
-		wrong(true, "--snapshot_point: %q is neither %s nor %s", c.Dump.Point, guest.Language, guest.App)
-	}
-	if c.Boot <= 0 {
-		c.Boot = DefaultBoot
-	}
-	if c.Request <= 0 {
-		c.Request = DefaultRequest
-	}
+	wrong(c.Dump.Exit && c.Dump.WorkingSet != "", "--dump_ws: not together with --force_exit: it records what the first request touches, and there is none; make the snapshot first, then load it with --dump_ws")
+	wrong(c.Dump.Point != "" && c.Dump.Point != guest.Language && c.Dump.Point != guest.App,
+		"--snapshot_point: %.40q is neither %s nor %s", c.Dump.Point, guest.Language, guest.App)
+	wrong(c.Dump.Point != "" && c.Dump.Dir == "", "--snapshot_point: it says when --dump_dir is done, and needs that")
+	wrong(c.Boot < 0, "--boot_timeout: %v is no time", c.Boot)
+	wrong(c.Request < 0, "--request_timeout: %v is no time", c.Request)
+	c.Boot, c.Request = cmp.Or(c.Boot, DefaultBoot), cmp.Or(c.Request, DefaultRequest)
 	return errors.Join(errs...)
+}
+
+// point is when Dump.Dir is done.
+func (c *Config) point() guest.Point {
+	if len(c.Load.Dirs) > 0 {
+		return cmp.Or(c.Dump.Point, guest.App)
+	}
+	return cmp.Or(c.Dump.Point, guest.Language)
 }
 
 // Phase is a step of starting a machine.
@@ -161,4 +164,6 @@ type message struct {
 	Payload json.RawMessage `json:"payload,omitempty"`
 	// Took is how long the guest took for a request.
 	Took time.Duration `json:"took,omitempty"`
+	// Recorded says that what this request has touched was written.
+	Recorded bool `json:"recorded,omitempty"`
 }

@@ -18,28 +18,48 @@ func good() Config {
 
 func TestValidate(t *testing.T) {
 	c := good()
-	if err := c.Validate(); err != nil || c.Dump.Point != guest.Language || c.Boot != DefaultBoot || c.Request != DefaultRequest {
+	if err := c.Validate(); err != nil || c.point() != guest.Language || c.Boot != DefaultBoot || c.Request != DefaultRequest {
 		t.Errorf("%+v, %v", c, err)
 	}
 	c = good()
 	c.Load.Dirs, c.Boot = []string{"/base"}, time.Second
-	if err := c.Validate(); err != nil || c.Dump.Point != guest.App || c.Boot != time.Second {
+	if err := c.Validate(); err != nil || c.point() != guest.App || c.Boot != time.Second {
 		t.Errorf("%+v, %v", c, err)
 	}
+	// The REAP of a whole snapshot, and what is validated twice, by parent and child.
+	c = good()
+	c.Load = Load{Dirs: []string{"/whole"}, LazyDiff: true, WorkingSet: true}
+	if err := errors.Join(c.Validate(), c.Validate()); err != nil {
+		t.Error(err)
+	}
+	c = good()
+	c.Dump = Dump{Dir: "/n", Point: guest.App}
+	if err := errors.Join(c.Validate(), c.Validate()); err != nil || c.point() != guest.App {
+		t.Error(err)
+	}
 	for want, change := range map[string]func(c *Config){
-		"--rootfs":                        func(c *Config) { c.Rootfs = "relative" },
-		"--appfs":                         func(c *Config) { c.App = "" },
-		"--mem_size: 8 MB":                func(c *Config) { c.MemoryMiB = 8 },
-		"--vcpu_count":                    func(c *Config) { c.VCPUs = 0 },
-		"--copy_base: it needs":           func(c *Config) { c.Load.CopyBase = true },
-		"--load_ws: it needs":             func(c *Config) { c.Load.WorkingSet = true },
-		"--dump_ws: it needs":             func(c *Config) { c.Dump.WorkingSet = "/d" },
-		"--copy_diff: it needs a diff":    func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, CopyDiff: true} },
-		"--copy_diff=false: not together": func(c *Config) { c.Load = Load{Dirs: []string{"/b", "/d"}, CopyBase: true, LazyDiff: true} },
-		"--force_exit: it needs":          func(c *Config) { c.Dump.Exit = true },
-		"--snapshot_point":                func(c *Config) { c.Dump.Point = "kernel" },
-		"--load_ws: not together":         func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, WorkingSet: true}; c.Dump.WorkingSet = "/b" },
-		"--load_dir: more than 16 folde":  func(c *Config) { c.Load.Dirs = make([]string, 17) },
+		"--rootfs":                               func(c *Config) { c.Rootfs = "relative" },
+		"--appfs":                                func(c *Config) { c.App = "" },
+		"--mem_size: 8 MB":                       func(c *Config) { c.MemoryMiB = 8 },
+		"--vcpu_count":                           func(c *Config) { c.VCPUs = 0 },
+		"--copy_base: it needs":                  func(c *Config) { c.Load.CopyBase = true },
+		"--load_ws: it needs":                    func(c *Config) { c.Load.WorkingSet = true },
+		"--dump_ws: it needs":                    func(c *Config) { c.Dump.WorkingSet = "/d" },
+		"--copy_diff: it needs a diff":           func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, CopyDiff: true} },
+		"--copy_diff=false: not together":        func(c *Config) { c.Load = Load{Dirs: []string{"/b", "/d"}, CopyBase: true, LazyDiff: true} },
+		"--force_exit: it needs":                 func(c *Config) { c.Dump.Exit = true },
+		"is neither language nor app":            func(c *Config) { c.Dump.Point = "kernel" },
+		"--copy_diff=false: it needs --load_dir": func(c *Config) { c.Load.LazyDiff = true },
+		"--copy_diff=false: it needs a diff":     func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, LazyDiff: true} },
+		"--copy_base: not together":              func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, CopyBase: true}; c.Dump.WorkingSet = "/b" },
+		"--dump_ws: not together": func(c *Config) {
+			c.Load.Dirs, c.Dump = []string{"/b"}, Dump{Dir: "/n", WorkingSet: "/b", Exit: true}
+		},
+		"--snapshot_point: it says when": func(c *Config) { c.Dump.Point = guest.App },
+		"--boot_timeout: -1s":            func(c *Config) { c.Boot = -time.Second },
+		"--request_timeout: -1s":         func(c *Config) { c.Request = -time.Second },
+		"--load_ws: not together":        func(c *Config) { c.Load = Load{Dirs: []string{"/b"}, WorkingSet: true}; c.Dump.WorkingSet = "/b" },
+		"--load_dir: more than 16 folde": func(c *Config) { c.Load.Dirs = make([]string, 17) },
 	} {
 		c := good()
 		change(&c)

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
+	"github.com/skep-dev/skep/internal/fingerprint"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/snapfaas/guest"
 	"github.com/skep-dev/skep/internal/snapfaas/images"
@@ -38,7 +38,7 @@ func boot(ctx context.Context, d sandbox.Driver, c *Config) (_ *machine, err err
 		}
 	}()
 	if c.Dump.Dir != "" {
-		if err := snapdir.CheckDump(c.Dump.Dir); err != nil {
+		if err := snapdir.CheckDump(c.Dump.Dir, c.Load.Dirs); err != nil {
 			return nil, err
 		}
 	}
@@ -60,7 +60,10 @@ func boot(ctx context.Context, d sandbox.Driver, c *Config) (_ *machine, err err
 	if err := m.phase("guest connected", func() error { return m.connect(ctx) }); err != nil {
 		return nil, err
 	}
-	if c.Dump.Dir != "" && (c.Dump.Point == m.conn.Point() || m.conn.Point() == guest.App) {
+	if m.conn.Point() == guest.App {
+		m.noteApp()
+	}
+	if c.Dump.Dir != "" && (c.point() == m.conn.Point() || m.conn.Point() == guest.App) {
 		if err := m.save(ctx); err != nil || c.Dump.Exit {
 			return m, err
 		}
@@ -71,7 +74,7 @@ func boot(ctx context.Context, d sandbox.Driver, c *Config) (_ *machine, err err
 	if err := m.phase("app loaded", func() error { return m.loadApp(ctx) }); err != nil {
 		return nil, err
 	}
-	if c.Dump.Dir != "" && c.Dump.Point == guest.App {
+	if c.Dump.Dir != "" && c.point() == guest.App {
 		return m, m.save(ctx)
 	}
 	return m, nil
@@ -104,6 +107,11 @@ func (m *machine) restore(ctx context.Context) error {
 	if m.loaded, err = snapdir.Open(m.conf.Load.Dirs...); err != nil {
 		return err
 	}
+	if dir := m.conf.Dump.WorkingSet; dir != "" {
+		if err := m.loaded.CheckDumpSet(dir); err != nil {
+			return err
+		}
+	}
 	self, err := m.describe(ctx)
 	if err != nil {
 		return err
@@ -119,6 +127,9 @@ func (m *machine) restore(ctx context.Context) error {
 		m.box, err = s.Prepare(ctx, m.spec, r)
 		return err
 	})
+	if errors.Is(err, sandbox.ErrOtherDisk) {
+		return fmt.Errorf("--appfs: the snapshot has another app in it: %w", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -136,7 +147,7 @@ func (m *machine) describe(ctx context.Context) (snapdir.Machine, error) {
 	if err != nil {
 		return snapdir.Machine{}, err
 	}
-	root, err := snapdir.Fingerprint(m.spec.Rootfs)
+	root, err := fingerprint.File(m.spec.Rootfs)
 	if err != nil {
 		return snapdir.Machine{}, fmt.Errorf("--rootfs: %w", err)
 	}
@@ -159,6 +170,9 @@ func (m *machine) plan() (sandbox.Restore, error) {
 		return r, fmt.Errorf("--load_ws: the driver %s has no working sets", m.driver.Name())
 	case r.Record:
 		wanted = nil // the driver knows how it records
+		if l.CopyDiff {
+			m.note("--copy_diff: with --dump_ws each page is read when it is touched first, as that is what is recorded")
+		}
 	case l.CopyBase:
 		wanted = []sandbox.RestoreMode{sandbox.RestoreEager}
 		if l.WorkingSet {
@@ -187,6 +201,16 @@ func (m *machine) plan() (sandbox.Restore, error) {
 	var err error
 	r.Image, err = m.loaded.Image(l.WorkingSet && !l.CopyBase)
 	return r, err
+}
+
+// noteApp says which flags have no effect on a machine that has an app already.
+func (m *machine) noteApp() {
+	if m.loaded == nil && !m.conf.NoApp {
+		m.note("--appfs: the root file system has an app in it, which is the one that runs")
+	}
+	if m.conf.Dump.Point == guest.Language {
+		m.note("--snapshot_point: the app is there already, the snapshot has it in it")
+	}
 }
 
 func (m *machine) note(s string) { m.ready.Notes = append(m.ready.Notes, s) }
@@ -304,23 +328,24 @@ func (m *machine) save(ctx context.Context) error {
 }
 
 // request hands a payload to the app. The error is a *guest.AppError if the
-// machine can take another.
-func (m *machine) request(ctx context.Context, payload []byte) ([]byte, error) {
+// machine can take another. recorded says that what it touched was written.
+func (m *machine) request(ctx context.Context, payload []byte) (reply []byte, recorded bool, err error) {
 	if m.conn == nil {
-		return nil, errors.New("the machine is not up any more")
+		return nil, false, errors.New("the machine is not up any more")
 	}
-	reply, err := m.conn.Request(ctx, payload)
+	reply, err = m.conn.Request(ctx, payload)
 	var app *guest.AppError
 	if err != nil && !errors.As(err, &app) {
-		return nil, m.explain(err)
+		return nil, false, m.explain(err)
 	}
 	if m.record {
 		m.record = false
 		if rerr := m.recorded(ctx); rerr != nil {
-			return nil, fmt.Errorf("--dump_ws: %w", rerr)
+			return nil, false, fmt.Errorf("--dump_ws: %w", rerr)
 		}
+		recorded = true
 	}
-	return reply, err
+	return reply, recorded, err
 }
 
 // recorded writes what the first request has touched.
@@ -329,15 +354,7 @@ func (m *machine) recorded(ctx context.Context) error {
 	if !ok {
 		return errors.New("the machine does not record")
 	}
-	path := filepath.Join(m.conf.Dump.WorkingSet, snapdir.WorkingSet)
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := r.Recorded(ctx, tmp); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return r.Recorded(ctx, m.loaded.WorkingSet())
 }
 
 // stop ends the machine.

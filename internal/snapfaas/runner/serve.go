@@ -100,19 +100,19 @@ func (m *machine) answer(ctx context.Context, r message, out io.Writer) (goOn bo
 	begin := time.Now()
 	limited, cancel := context.WithTimeout(ctx, m.conf.Request)
 	defer cancel()
-	reply, err := m.request(limited, r.Payload)
+	reply, recorded, err := m.request(limited, r.Payload)
 	took := time.Since(begin)
 	var app *guest.AppError
 	switch {
 	case errors.As(err, &app):
-		return true, send(out, message{Kind: kindAppError, Error: app.Text, Took: took})
+		return true, send(out, message{Kind: kindAppError, Error: app.Text, Took: took, Recorded: recorded})
 	case err != nil:
 		if limited.Err() != nil && ctx.Err() == nil {
 			err = fmt.Errorf("no answer within %v: %w", m.conf.Request, err)
 		}
 		return false, send(out, message{Kind: kindFailed, Error: err.Error()})
 	}
-	return true, send(out, message{Kind: kindResponse, Payload: reply, Took: took})
+	return true, send(out, message{Kind: kindResponse, Payload: reply, Took: took, Recorded: recorded})
 }
 
 func send(w io.Writer, m message) error {

@@ -4,19 +4,19 @@
 //
 //	skep.json     written last: without it there is no snapshot
 //	memory, ...   the driver's
-//	WS            what the first request after a restore needs (--dump_ws)
+//	WS-ID         what the first request after a restore of snapshot ID needs
+//	              (--dump_ws)
 package snapdir
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/skep-dev/skep/internal/sandbox"
@@ -25,9 +25,14 @@ import (
 
 // Names of files in the folder.
 const (
-	metaName   = "skep.json"
-	WorkingSet = "WS"
+	metaName = "skep.json"
+	// setPrefix goes before the ID of the snapshot that a working set is of: it
+	// holds pages, and would put them into any other one's memory.
+	setPrefix = "WS-"
 )
+
+// idPattern is what an ID may be: it is part of a file's name.
+var idPattern = regexp.MustCompile(`^[0-9a-z]{1,64}$`)
 
 // version of skep.json.
 const version = 1
@@ -44,7 +49,7 @@ type Machine struct {
 	Sandbox   string                `json:"sandbox,omitempty"`
 	MemoryMiB int64                 `json:"memoryMiB"`
 	VCPUs     int64                 `json:"vcpus"`
-	Rootfs    string                `json:"rootfs"` // Fingerprint
+	Rootfs    string                `json:"rootfs"` // fingerprint.File
 	Driver    sandbox.Compatibility `json:"driver"`
 }
 
@@ -123,7 +128,7 @@ func parse(b []byte) (*Meta, error) {
 	switch {
 	case m.Version != version:
 		return nil, fmt.Errorf("%s: version %d, this Skep reads %d: make the snapshot again", metaName, m.Version, version)
-	case m.ID == "" || len(m.ID) > 64 || len(m.Base) > 64:
+	case !idPattern.MatchString(m.ID) || m.Base != "" && !idPattern.MatchString(m.Base):
 		return nil, fmt.Errorf("%s: id, base: not those of a snapshot", metaName)
 	case m.Point != guest.Language && m.Point != guest.App:
 		return nil, fmt.Errorf("%s: point: %.40q is unknown", metaName, m.Point)
@@ -167,111 +172,60 @@ func (s *Snapshot) Fits(m Machine) error {
 	return nil
 }
 
+// WorkingSet is the path of the snapshot's working set, whether it is there or
+// not: in the newest folder, and of no other snapshot than the one that is
+// there now.
+func (s *Snapshot) WorkingSet() string { return filepath.Join(s.Dirs[0], setPrefix+s.ID) }
+
 // Image is the snapshot for the driver, with its working set if that is wanted.
 func (s *Snapshot) Image(workingSet bool) (sandbox.Image, error) {
 	i := sandbox.Image{Dirs: s.Dirs}
-	if workingSet {
-		i.WorkingSet = filepath.Join(s.Dirs[0], WorkingSet)
-		if _, err := os.Stat(i.WorkingSet); err != nil {
-			return i, fmt.Errorf("working set: %w (make it with --dump_ws)", err)
-		}
+	if !workingSet {
+		return i, nil
 	}
-	return i, nil
+	i.WorkingSet = s.WorkingSet()
+	_, err := os.Stat(i.WorkingSet)
+	switch {
+	case err == nil:
+		return i, nil
+	case !errors.Is(err, os.ErrNotExist):
+		return i, fmt.Errorf("working set: %w", err)
+	}
+	others, err := workingSets(s.Dirs[0])
+	if err != nil {
+		return i, fmt.Errorf("working set: %w", err)
+	}
+	if len(others) > 0 {
+		return i, fmt.Errorf("working set: %s in %s is not of the snapshot that is there, %s: make it again with --dump_ws", others[0], s.Dirs[0], s.ID)
+	}
+	return i, fmt.Errorf("working set: there is none in %s: make it with --dump_ws", s.Dirs[0])
 }
 
-// CheckDump says what is wrong with a folder that a snapshot is to be written to.
-func CheckDump(dir string) error {
-	st, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("--dump_dir: %w (it must exist: mkdir -p %s)", err, dir)
-	case err != nil:
-		return fmt.Errorf("--dump_dir: %w", err)
-	case !st.IsDir():
-		return fmt.Errorf("--dump_dir: %s is not a folder", dir)
+// workingSets are the names of all working sets in a folder, also of those that
+// did not say what they are of.
+func workingSets(dir string) ([]string, error) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var sets []string
+	for _, f := range files {
+		if f.Name() == "WS" || strings.HasPrefix(f.Name(), setPrefix) {
+			sets = append(sets, f.Name())
+		}
+	}
+	return sets, nil
+}
+
+// CheckDumpSet says what is wrong with a folder that the working set is to be
+// written to: it belongs into the newest one.
+func (s *Snapshot) CheckDumpSet(dir string) error {
+	same, err := sameFolder(dir, s.Dirs[0])
+	if err != nil {
+		return fmt.Errorf("--dump_ws: %w", err)
+	}
+	if !same {
+		return fmt.Errorf("--dump_ws: %s is not the newest folder loaded, %s, whose memory the working set is of: name that, or none", dir, s.Dirs[0])
 	}
 	return nil
-}
-
-// Write fills the folder, which must exist, with a new snapshot: save is given
-// an empty folder on the same disk for the driver's files. What was in the
-// folder before is replaced.
-func Write(dir string, m Meta, save func(dir string) error) (err error) {
-	if err := CheckDump(dir); err != nil {
-		return err
-	}
-	tmp, err := os.MkdirTemp(dir, ".new-")
-	if err != nil {
-		return fmt.Errorf("--dump_dir: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	if err := save(tmp); err != nil {
-		return err
-	}
-	m.Version = version
-	b, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(tmp, metaName), b, 0o644); err != nil {
-		return err
-	}
-	return replace(tmp, dir)
-}
-
-// replace moves the files of a whole snapshot into the folder, skep.json last.
-func replace(tmp, dir string) error {
-	for _, old := range []string{metaName, WorkingSet} {
-		if err := os.Remove(filepath.Join(dir, old)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	files, err := os.ReadDir(tmp)
-	if err != nil {
-		return err
-	}
-	for _, f := range files {
-		if f.Name() != metaName {
-			if err := os.Rename(filepath.Join(tmp, f.Name()), filepath.Join(dir, f.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return os.Rename(filepath.Join(tmp, metaName), filepath.Join(dir, metaName))
-}
-
-// Fingerprint tells files apart without reading large ones as a whole: their
-// size, and blocks from all over them. It is no proof against a forger.
-func Fingerprint(path string) (string, error) {
-	const block, samples = 4096, 256
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close() //nolint:errcheck // read only
-	st, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	if !st.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is not a file", path)
-	}
-	h := sha256.New()
-	fmt.Fprintf(h, "%d\n", st.Size())
-	blocks := (st.Size() + block - 1) / block
-	buf := make([]byte, block)
-	last := int64(-1)
-	for i := int64(0); i < samples && blocks > 0; i++ {
-		at := i * (blocks - 1) / (samples - 1)
-		if at == last {
-			continue
-		}
-		last = at
-		n, err := f.ReadAt(buf, at*block)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return "", err
-		}
-		h.Write(buf[:n])
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }

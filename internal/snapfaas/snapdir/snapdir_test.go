@@ -17,13 +17,17 @@ var machine = Machine{MemoryMiB: 128, VCPUs: 1, Rootfs: "r", Driver: sandbox.Com
 func write(t *testing.T, id, base string) string {
 	t.Helper()
 	dir := t.TempDir()
-	err := Write(dir, Meta{ID: id, Base: base, Point: guest.App, Machine: machine}, func(dir string) error {
-		return os.WriteFile(filepath.Join(dir, sandbox.FileMemory), []byte(id), 0o600)
-	})
-	if err != nil {
+	if err := fill(dir, id, base); err != nil {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// fill makes a snapshot in a folder.
+func fill(dir, id, base string) error {
+	return Write(dir, Meta{ID: id, Base: base, Point: guest.App, Machine: machine}, func(dir string) error {
+		return os.WriteFile(filepath.Join(dir, sandbox.FileMemory), []byte(id), 0o600)
+	})
 }
 
 func TestWriteOpen(t *testing.T) {
@@ -38,15 +42,54 @@ func TestWriteOpen(t *testing.T) {
 	if i, err := s.Image(false); err != nil || i.WorkingSet != "" || len(i.Dirs) != 3 {
 		t.Errorf("%+v, %v", i, err)
 	}
-	if _, err := s.Image(true); err == nil || !strings.Contains(err.Error(), "--dump_ws") {
+	if _, err := s.Image(true); err == nil || !strings.Contains(err.Error(), "make it with --dump_ws") {
 		t.Errorf("no working set: %v", err)
 	}
-	ws := filepath.Join(top, WorkingSet)
-	if err := os.WriteFile(ws, nil, 0o600); err != nil {
+	for i, name := range []string{"WS", "WS-d", "WS-t"} { // of before, of another snapshot, of this one
+		if err := os.WriteFile(filepath.Join(top, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		switch image, err := s.Image(true); {
+		case i == 2 && (err != nil || image.WorkingSet != s.WorkingSet() || image.WorkingSet != filepath.Join(top, name)):
+			t.Errorf("%+v, %v", image, err)
+		case i < 2 && (err == nil || !strings.Contains(err.Error(), "WS in "+top+" is not of the snapshot that is there, t")):
+			t.Errorf("with %s: %v", name, err)
+		}
+	}
+	if err := fill(top, "t2", "d"); err != nil {
 		t.Fatal(err)
 	}
-	if i, err := s.Image(true); err != nil || i.WorkingSet != ws {
-		t.Errorf("%+v, %v", i, err)
+	if left, err := workingSets(top); err != nil || len(left) != 0 {
+		t.Errorf("working sets of a snapshot that was replaced: %q, %v", left, err)
+	}
+}
+
+func TestFolders(t *testing.T) {
+	base, diff := write(t, "b", ""), write(t, "d", "b")
+	s, err := Open(base, diff)
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(diff, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		what string
+		err  error
+		want string // "" for none
+	}{
+		{"set into the newest", s.CheckDumpSet(diff), ""},
+		{"set into the newest by another name", s.CheckDumpSet(link), ""},
+		{"set into the base", s.CheckDumpSet(base), "is not the newest folder loaded"},
+		{"set into nothing", s.CheckDumpSet("/none"), "no such file"},
+		{"another folder", CheckDump(t.TempDir(), s.Dirs), ""},
+		{"over the base", CheckDump(base, s.Dirs), "is loaded, too"},
+		{"over the diff by another name", CheckDump(link, s.Dirs), "is loaded, too"},
+	} {
+		if (test.err == nil) != (test.want == "") || test.err != nil && !strings.Contains(test.err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", test.what, test.err, test.want)
+		}
 	}
 }
 
@@ -113,24 +156,6 @@ func TestWriteFails(t *testing.T) {
 	}
 	if err := Write(filepath.Join(dir, "none"), Meta{}, nil); err == nil || !strings.Contains(err.Error(), "mkdir -p") {
 		t.Errorf("a folder that is not there: %v", err)
-	}
-}
-
-func TestFingerprint(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	seen := map[string]bool{}
-	for _, content := range []string{"", "a", "b", strings.Repeat("a", 1<<20), strings.Repeat("a", 1<<20-1) + "b"} {
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f, err := Fingerprint(path)
-		if err != nil || seen[f] {
-			t.Errorf("%d bytes: %s, %v", len(content), f, err)
-		}
-		seen[f] = true
-	}
-	if _, err := Fingerprint(filepath.Dir(path)); err == nil {
-		t.Error("a folder has a fingerprint")
 	}
 }
 
