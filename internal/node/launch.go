@@ -156,7 +156,7 @@ func (n *Node) boot(ctx context.Context, i *Instance) (*Instance, error) {
 	if i.have { // it was chosen to be booted
 		return i, nil
 	}
-	if err := i.saveReady(ctx); err == nil || !i.ended() {
+	if err := i.saveReady(ctx); !errors.Is(err, ErrEndedBySnapshot) {
 		return i, nil
 	}
 	// The snapshot was the end of it, which is not the function's fault:

@@ -80,7 +80,9 @@ type Node struct {
 
 	metrics *metrics
 	pool    pool
-	work    sync.WaitGroup // in the background, until ctx ends
+	// saveTimeout bounds the making of a snapshot.
+	saveTimeout time.Duration
+	work        sync.WaitGroup // in the background, until ctx ends
 }
 
 // ErrClosed is returned by Launch after Close.
@@ -99,7 +101,7 @@ type record struct {
 
 // Open makes a node and removes what an earlier process of it left behind.
 func Open(ctx context.Context, cfg Config) (*Node, error) {
-	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}, starts: map[slotKey]*pace.Starts{}}
+	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}, starts: map[slotKey]*pace.Starts{}, saveTimeout: saveTimeout}
 	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if cfg.PoolMemory <= 0 {
 		n.cfg.PoolMemory = DefaultPoolMemory

@@ -63,6 +63,11 @@ func function(mode string) {
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 	}
+	http.HandleFunc("/hook", func(w http.ResponseWriter, _ *http.Request) {
+		if os.Getenv("NODE_TEST_HOOK") == "fails" {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
 	http.HandleFunc("/ready", func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("X-Probe") == "" {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -114,17 +119,21 @@ func writeImage(path string) (err error) {
 }
 
 // open opens a node with all it needs in a folder; shut closes it.
-func open(ctx context.Context, dir, id string) (n *Node, shut func() error, err error) {
+func open(ctx context.Context, dir, id string, edit ...func(*Config)) (n *Node, shut func() error, err error) {
 	j, err := journal.Open(ctx, filepath.Join(dir, "node.db"))
 	if err != nil {
 		return nil, nil, err
 	}
 	networks := &late{}
 	log := slog.New(slog.DiscardHandler)
-	n, err = Open(ctx, Config{
+	cfg := Config{
 		Dir: filepath.Join(dir, "sandboxes"), ID: id, Drivers: []sandbox.Driver{runc.New(runc.Config{})}, Journal: j,
 		Images: images{filepath.Join(dir, "image.erofs")}, Networks: networks, Logs: logs.New(filepath.Join(dir, "logs")), Log: log,
-	})
+	}
+	for _, e := range edit {
+		e(&cfg)
+	}
+	n, err = Open(ctx, cfg)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -139,14 +148,14 @@ func open(ctx context.Context, dir, id string) (n *Node, shut func() error, err 
 
 type late struct{ *network.Manager }
 
-func newNode(t *testing.T) (*Node, string) {
+func newNode(t *testing.T, edit ...func(*Config)) (*Node, string) {
 	testenv.Root(t)
 	testenv.Tool(t, "runc", "runc")
 	dir := t.TempDir()
 	if err := writeImage(filepath.Join(dir, "image.erofs")); err != nil {
 		t.Fatal(err)
 	}
-	n, shut, err := open(context.Background(), dir, sandbox.NewID()[:8])
+	n, shut, err := open(context.Background(), dir, sandbox.NewID()[:8], edit...)
 	if err != nil {
 		t.Fatal(err)
 	}
