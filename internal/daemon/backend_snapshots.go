@@ -16,7 +16,7 @@ import (
 
 func (b *backend) catalog() (*snapshots.Catalog, error) {
 	if b.lower.catalog == nil {
-		return nil, &explained{"snapshots are off: start skep without --snapshots=false", admin.ErrUsage}
+		return nil, &explained{"snapshots are off: start skep without --snapshots=false and --snapshot-profile none", admin.ErrUsage}
 	}
 	return b.lower.catalog, nil
 }

@@ -98,12 +98,9 @@ func (n *Node) options(l *Launch) (sandbox.Driver, snapshots.Options, error) {
 	if err != nil {
 		return nil, snapshots.Options{}, &StartError{Reason: ReasonNoDriver, Err: err}
 	}
-	o, err := l.Snapshot.Check(driver.Name(), driver.Capabilities())
+	o, err := l.Snapshot.Check(driver.Name(), driver.Capabilities(), n.cfg.Snapshots != nil)
 	if err != nil {
 		return nil, o, &StartError{Reason: ReasonSnapshot, Err: err}
-	}
-	if _, ok := driver.(sandbox.Snapshotter); !ok || n.cfg.Snapshots == nil {
-		o = snapshots.Options{}
 	}
 	return driver, o, nil
 }

@@ -54,9 +54,6 @@ type Config struct {
 	Logs     *logs.Store
 	// Snapshots are those of the node's revisions; nil: none are made or used.
 	Snapshots *snapshots.Catalog
-	// MaxDiffs is how many differences may lie on a whole snapshot: one that is
-	// restored and saved again holds only what changed. 0: they are all whole.
-	MaxDiffs int
 	// PoolMemory bounds the memory of sandboxes that are kept prepared, in
 	// bytes; 0 means DefaultPoolMemory.
 	PoolMemory int64

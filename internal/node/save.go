@@ -107,7 +107,7 @@ func (i *Instance) Save(ctx context.Context, force bool) error {
 	if i.use != nil {
 		w.Boot, w.Generation = i.use.Boot, i.use.Generation+1
 		// One that would be too deep is whole, and the start of a new chain.
-		o.Diff = i.driver.Capabilities().LayeredSnapshot && len(i.use.Image.Dirs) <= i.node.cfg.MaxDiffs
+		o.Diff = i.driver.Capabilities().LayeredSnapshot && len(i.use.Image.Dirs) <= i.options.Diffs
 	}
 	err := i.node.cfg.Snapshots.Create(ctx, w, o, func(ctx context.Context, dir string, diff bool) error {
 		return i.save(ctx, saver, sandbox.SaveOptions{Dir: dir, Diff: diff})
