@@ -77,9 +77,9 @@ type Node struct {
 
 	metrics *metrics
 	pool    pool
-	// saveTimeout bounds the making of a snapshot.
-	saveTimeout time.Duration
-	work        sync.WaitGroup // in the background, until ctx ends
+	// saveTimeout and endPatience are the constants, unless in a test.
+	saveTimeout, endPatience time.Duration
+	work                     sync.WaitGroup // in the background, until ctx ends
 }
 
 // ErrClosed is returned by Launch after Close.
@@ -98,7 +98,7 @@ type record struct {
 
 // Open makes a node and removes what an earlier process of it left behind.
 func Open(ctx context.Context, cfg Config) (*Node, error) {
-	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}, starts: map[slotKey]*pace.Starts{}, saveTimeout: saveTimeout}
+	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}, starts: map[slotKey]*pace.Starts{}, saveTimeout: saveTimeout, endPatience: endPatience}
 	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if cfg.PoolMemory <= 0 {
 		n.cfg.PoolMemory = DefaultPoolMemory

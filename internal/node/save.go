@@ -131,7 +131,7 @@ func (i *Instance) save(ctx context.Context, saver sandbox.Saver, o sandbox.Save
 	cancel()
 	patience := time.Millisecond
 	if err != nil { // the sandbox's end may be why, and not be known yet
-		patience = endPatience
+		patience = i.node.endPatience
 	}
 	if i.ended(patience) {
 		i.savedToEnd.Store(true)

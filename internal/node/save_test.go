@@ -63,14 +63,14 @@ func TestSaveFails(t *testing.T) {
 		before, after  snapshots.Hook
 		save           func(context.Context, *fragileBox) error
 		creates, saves int // for the first launch
-		works          bool
+		works, dies    bool
 	}{
 		{name: "works", before: hook, after: hook, creates: 1, saves: 1, works: true},
 		{name: "disk full", save: diskFull, before: hook, after: hook, creates: 1, saves: 1},
 		{name: "never ends", save: neverEnds, creates: 1, saves: 1},
-		{name: "dies", save: dies, creates: 2, saves: 1},
-		{name: "dies silently", save: diesSilently, creates: 2, saves: 1},
-		{name: "dies unseen", save: diesUnseen, creates: 2, saves: 1},
+		{name: "dies", dies: true, save: dies, creates: 2, saves: 1},
+		{name: "dies silently", dies: true, save: diesSilently, creates: 2, saves: 1},
+		{name: "dies unseen", dies: true, save: diesUnseen, creates: 2, saves: 1},
 		{name: "before hook", before: missing, creates: 1, saves: 0},
 		{name: "after hook", after: missing, creates: 2, saves: 1},
 		{name: "disk full and after hook", save: diskFull, after: missing, creates: 2, saves: 1},
@@ -79,8 +79,8 @@ func TestSaveFails(t *testing.T) {
 			t.Parallel()
 			l := newLab(t)
 			l.Node.saveTimeout = 100 * time.Millisecond
-			if tt.works || tt.creates > 1 {
-				l.Node.saveTimeout = patience // it ends by itself
+			if tt.dies {
+				l.Node.saveTimeout, l.Node.endPatience = patience, patience // it ends by itself
 			}
 			l.fragile.save = tt.save
 			o := snapshots.Options{Policy: snapshots.DefaultPolicy, Restore: true, Always: true, Before: tt.before, After: tt.after}
@@ -171,6 +171,7 @@ func TestSaveNowFails(t *testing.T) {
 	if saved, err := i.SaveNow(t.Context(), snapshots.AtResponse, 1); !saved || err != nil {
 		t.Errorf("there is one by now: %v, %v", saved, err)
 	}
+	l.Node.endPatience = patience
 	for name, end := range map[string]func(context.Context, *fragileBox) error{"dies": dies, "silently": diesSilently, "unseen": diesUnseen} {
 		i := l.start(t, o)
 		l.fragile.set(func() { l.fragile.save = end })

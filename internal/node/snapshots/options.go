@@ -180,7 +180,7 @@ func (o Options) Check(driver string, can sandbox.Capabilities, on bool) (Option
 		return o, fmt.Errorf("annotation %s: the sandbox driver %s saves no differences: choose another with skep.dev/sandbox, or remove the annotation", o.Asked.Diffs, driver)
 	case o.Asked.WorkingSet != "" && !can.OnDemandMemory:
 		return o, fmt.Errorf("annotation %s: the sandbox driver %s records no working sets: choose another with skep.dev/sandbox, or remove the annotation", o.Asked.WorkingSet, driver)
-	case o.Asked.WorkingSet != "" && !(o.Restore && Records(can, o.Mode)):
+	case o.Asked.WorkingSet != "" && (!o.Restore || !Records(can, o.Mode)):
 		return o, fmt.Errorf("annotation %s: instances are restored in a way that needs no working set, or not at all: set skep.dev/snapshot-restore to auto, always, %s or %s, or remove the annotation",
 			o.Asked.WorkingSet, sandbox.RestoreHint, sandbox.RestorePager)
 	}
