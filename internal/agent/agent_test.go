@@ -24,6 +24,7 @@ type recorder struct {
 	mu       sync.Mutex
 	restored []*Restored
 	clock    []time.Time
+	notes    []string
 }
 
 func newRecorder() *recorder {
@@ -76,7 +77,23 @@ func (r *recorder) WaitPort(context.Context, uint16) (bool, error) { return true
 
 func (r *recorder) Mount(uint32, string) error { return nil }
 
-func (r *recorder) Suspend() Marks { return Marks{Stdout: 7, Stderr: 1 << 40} }
+func (r *recorder) Suspend() { r.note("suspend") }
+
+func (r *recorder) Freeze() (Marks, error) {
+	r.note("freeze")
+	return Marks{Stdout: 7, Stderr: 1 << 40}, nil
+}
+
+func (r *recorder) Thaw() error {
+	r.note("thaw")
+	return nil
+}
+
+func (r *recorder) note(what string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.notes = append(r.notes, what)
+}
 
 // slowName is the host name that the recorder needs slowness to take.
 const (

@@ -157,7 +157,9 @@ func (g *gate) check(c net.Conn) (pass bool, err error) {
 	}
 	switch op := head[tokenSize]; op {
 	case opCalls:
-		_, err = c.Write([]byte{answerOK})
+		if err = g.guest.Thaw(); err == nil {
+			_, err = c.Write([]byte{answerOK})
+		}
 	case opSuspend:
 		return false, g.suspend(c)
 	default:
@@ -180,7 +182,8 @@ func (g *gate) knows(t Token) bool {
 	return subtle.ConstantTimeCompare(t[:], g.token[:]) == 1
 }
 
-// suspend ends all calls and waits until the host has closed this connection.
+// suspend ends all calls, freezes the function when the host says so, and waits
+// until the host has closed this connection.
 func (g *gate) suspend(c net.Conn) error {
 	g.mu.Lock()
 	conns := g.calls
@@ -189,10 +192,22 @@ func (g *gate) suspend(c net.Conn) error {
 	for w := range conns {
 		reset(w.Conn)
 	}
-	if _, err := c.Write(g.guest.Suspend().encode()); err != nil {
+	g.guest.Suspend()
+	order := [1]byte{answerOK}
+	if _, err := c.Write(order[:]); err != nil {
 		return err
 	}
-	_, err := io.Copy(io.Discard, io.LimitReader(c, 1))
+	if _, err := io.ReadFull(c, order[:]); err != nil || order[0] != orderFreeze {
+		return err
+	}
+	m, err := g.guest.Freeze()
+	if err != nil {
+		return err
+	}
+	if _, err := c.Write(m.encode()); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(c, 1))
 	return err
 }
 

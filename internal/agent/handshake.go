@@ -16,6 +16,9 @@ const (
 	opSuspend = 's' // end the other connections and get ready for a snapshot
 )
 
+// orderFreeze follows opSuspend once the guest has come to rest.
+const orderFreeze = 'f'
+
 // Answers.
 const (
 	answerOK     = 'k'
@@ -28,17 +31,20 @@ var errDenied = errors.New("the agent refused the token")
 // reads on from there, so that what came before is reported once.
 type Marks struct{ Stdout, Stderr uint64 }
 
-// marksSize is that of the answer to opSuspend.
-const marksSize = 1 + 8 + 8
+// marksSize is that of the answer to orderFreeze.
+const marksSize = 8 + 8
 
 func (m Marks) encode() []byte {
-	b := binary.BigEndian.AppendUint64([]byte{answerOK}, m.Stdout)
+	b := binary.BigEndian.AppendUint64(nil, m.Stdout)
 	return binary.BigEndian.AppendUint64(b, m.Stderr)
 }
 
-// Suspend has the agent end all connections and get ready for a snapshot. When
-// it returns none is left, on either side, not even its own.
-func Suspend(ctx context.Context, dial func(context.Context) (net.Conn, error), t Token) (Marks, error) {
+// Suspend has the agent end all connections, calls rest, which waits until the
+// guest has nothing more to do because of that, and has the agent freeze the
+// function. When it returns no connection is left, on either side, not even its
+// own. The function goes on with the next connection, and, restored, after
+// Resume: nothing of it runs as if it were the one that was saved.
+func Suspend(ctx context.Context, dial func(context.Context) (net.Conn, error), t Token, rest func()) (Marks, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	conn, err := shake(ctx, dial, t, opSuspend)
@@ -48,8 +54,12 @@ func Suspend(ctx context.Context, dial func(context.Context) (net.Conn, error), 
 	defer conn.Close() //nolint:errcheck // nothing more to say
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	var b [marksSize - 1]byte
-	if _, err := io.ReadFull(conn, b[:]); err != nil {
+	rest()
+	var b [marksSize]byte
+	if _, err = conn.Write([]byte{orderFreeze}); err == nil {
+		_, err = io.ReadFull(conn, b[:])
+	}
+	if err != nil {
 		return Marks{}, fmt.Errorf("agent: suspend: %w", err)
 	}
 	if c, ok := conn.(interface{ CloseWrite() error }); ok {

@@ -4,13 +4,15 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
 func TestSuspend(t *testing.T) {
-	dial := serve(t, newRecorder(), "127.0.0.1")
+	g := newRecorder()
+	dial := serve(t, g, "127.0.0.1")
 	token := NewToken()
 	c, err := Connect(t.Context(), dial, token)
 	if err != nil {
@@ -20,13 +22,14 @@ func TestSuspend(t *testing.T) {
 	if _, err := c.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Suspend(t.Context(), dial, NewToken()); !errors.Is(err, errDenied) {
+	rest := func() { g.note("rest") }
+	if _, err := Suspend(t.Context(), dial, NewToken(), rest); !errors.Is(err, errDenied) {
 		t.Errorf("Suspend with another token: %v, want %v", err, errDenied)
 	}
 	if _, err := c.Ping(t.Context()); err != nil {
 		t.Error("it ended connections all the same")
 	}
-	m, err := Suspend(t.Context(), dial, token)
+	m, err := Suspend(t.Context(), dial, token, rest)
 	if want := (Marks{Stdout: 7, Stderr: 1 << 40}); err != nil || m != want {
 		t.Errorf("Suspend() = %+v, %v; want %+v", m, err, want)
 	}
@@ -39,6 +42,13 @@ func TestSuspend(t *testing.T) {
 	defer c.Close()
 	if _, err := c.Ping(t.Context()); err != nil {
 		t.Error(err)
+	}
+	// The function stands still from when the guest is at rest until somebody
+	// wants the agent.
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if want := []string{"thaw", "suspend", "rest", "freeze", "thaw"}; !slices.Equal(g.notes, want) {
+		t.Errorf("in the order %v, want %v", g.notes, want)
 	}
 }
 

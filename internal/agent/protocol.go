@@ -25,7 +25,7 @@ import (
 )
 
 // Version of the protocol. Host and guest must have the same.
-const Version = "2"
+const Version = "3"
 
 // Port is the agent's TCP port. Functions cannot listen on it.
 const Port = 10240

@@ -34,11 +34,15 @@ type Guest interface {
 	WaitPort(ctx context.Context, port uint16) (open bool, err error)
 	// Mount mounts a disk in the function's file system.
 	Mount(disk uint32, target string) error
-	// Suspend is called before a snapshot is made. It says how many bytes of
-	// output the function has written so far.
-	Suspend() Marks
-	// Restored gives a guest that has been restored its identity. It is called
-	// on a thread of its own.
+	// Suspend is called before a snapshot is made.
+	Suspend()
+	// Freeze stops the function, and says how many bytes of output it has
+	// written so far.
+	Freeze() (Marks, error)
+	// Thaw has a function that Freeze has stopped go on.
+	Thaw() error
+	// Restored gives a guest that has been restored its identity, and thaws the
+	// function. It is called on a thread of its own.
 	Restored(r *Restored) error
 	// SetClock sets the wall clock, after Restored: it was told late.
 	SetClock(t time.Time) error

@@ -95,7 +95,7 @@ func (i *Instance) prepare(ctx context.Context) error {
 	if use.Record {
 		image.WorkingSet = "" // or what it has would not be recorded
 	}
-	box, err := s.Prepare(ctx, i.spec, sandbox.Restore{Image: image, Mode: mode, Record: use.Record, Ahead: i.pooled})
+	box, err := s.Prepare(ctx, i.spec, sandbox.Restore{Image: image, Mode: mode, Record: use.Record, Ahead: i.pooled, Port: i.launch.Port})
 	if err != nil {
 		return i.explain(fmt.Errorf("prepare sandbox: %w", err))
 	}

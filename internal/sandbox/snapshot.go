@@ -119,6 +119,10 @@ type Restore struct {
 	// takes more memory while it waits. A driver may have nothing to do for it,
 	// and none has while it records.
 	Ahead bool
+	// Port is the TCP port where the function listens: with Ahead it may be
+	// connected to once, as readiness probes do, so that the way of a request is
+	// known to the machine. 0: it is left alone.
+	Port int
 }
 
 // RestoreMode is how a restored sandbox gets its memory.

@@ -6,11 +6,21 @@ import signal
 import socketserver
 import sys
 from http.server import BaseHTTPRequestHandler
+from urllib.parse import parse_qs, urlsplit
 
 import numpy
 
 # What a model's weights would be: made once, slowly, then read here and there.
 TABLE = numpy.random.default_rng(1).random((4096, 8192))
+# The same by pages of 4 KiB, 65536 of them.
+PAGES = TABLE.reshape(-1, 512)
+
+
+def lookups(n):
+    """Reads the first of n pages that lie all over the table, all different:
+    what a recommender does with its embeddings."""
+    at = numpy.arange(n) * 40503 % len(PAGES)
+    return float(PAGES[at, :8].sum())
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -25,8 +35,9 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self):
+        n = int(parse_qs(urlsplit(self.path).query).get("lookups", ["0"])[0])
         row = TABLE[1234] + TABLE[4000]
-        body = json.dumps({"sum": float(row.sum())}).encode()
+        body = json.dumps({"sum": float(row.sum()) + lookups(n)}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

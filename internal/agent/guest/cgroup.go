@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,6 +21,8 @@ type cgroup struct {
 	f   *os.File
 	// stalled: the function was killed for making no progress.
 	stalled atomic.Bool
+	freezer int  // descriptor of cgroup.freeze
+	frozen  bool // the owner guards it
 }
 
 func makeCgroup(memoryBytes uint64) (*cgroup, error) {
@@ -46,7 +49,41 @@ func makeCgroup(memoryBytes uint64) (*cgroup, error) {
 	if c.f, err = os.OpenFile(c.dir, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
 	}
+	if c.freezer, err = unix.Open(filepath.Join(c.dir, "cgroup.freeze"), unix.O_WRONLY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, fmt.Errorf("cgroup: freezer: %w", err)
+	}
 	return c, nil
+}
+
+// freezeTimeout bounds the wait until all tasks stand still. One that waits in
+// the kernel for a disk does not for a while; but no task comes out of the
+// kernel any more from when it was asked to freeze.
+const freezeTimeout = time.Second
+
+// freeze stops all tasks.
+func (c *cgroup) freeze() error {
+	c.frozen = true
+	if _, err := unix.Pwrite(c.freezer, []byte("1"), 0); err != nil {
+		return fmt.Errorf("cgroup: freeze: %w", err)
+	}
+	for deadline := time.Now().Add(freezeTimeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if b, err := os.ReadFile(filepath.Join(c.dir, "cgroup.events")); err != nil || strings.Contains(string(b), "frozen 1") {
+			return err
+		}
+	}
+	return nil
+}
+
+// thaw has them go on, if they were stopped. A cgroup that is nil has no tasks.
+func (c *cgroup) thaw() error {
+	if c == nil || !c.frozen {
+		return nil
+	}
+	if _, err := unix.Pwrite(c.freezer, []byte("0"), 0); err != nil {
+		return fmt.Errorf("cgroup: thaw: %w", err)
+	}
+	c.frozen = false
+	return nil
 }
 
 // keepLittleFree has the kernel keep no more memory back than it does by

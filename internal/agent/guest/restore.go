@@ -13,20 +13,40 @@ import (
 	"github.com/skep-dev/skep/internal/agent/agentpb"
 )
 
-// Suspend says how much output the function has written, and opens the files
-// that Restored rewrites: there, every step is in the way of a request.
-func (g *guest) Suspend() agent.Marks {
+// Suspend opens the files that Restored rewrites: there, every step is in the
+// way of a request.
+func (g *guest) Suspend() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	p := g.procs[function]
 	if p == nil {
-		return agent.Marks{}
+		return
 	}
 	for _, f := range g.nameFiles {
 		_ = unix.Close(f.fd)
 	}
 	g.nameFiles = openNames(p.proc.Pid, namesOf(g.conf))
-	return agent.Marks{Stdout: p.out.written(), Stderr: p.err.written()}
+}
+
+// Freeze stops the function. A restored machine's processor goes on where it
+// was: threads of the function's that did not wait for the agent would draw the
+// same random numbers in all clones, at the old time and under the old name.
+func (g *guest) Freeze() (agent.Marks, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p := g.procs[function]
+	if p == nil {
+		return agent.Marks{}, nil
+	}
+	err := g.cg.freeze()
+	return agent.Marks{Stdout: p.out.written(), Stderr: p.err.written()}, err
+}
+
+// Thaw has a frozen function go on.
+func (g *guest) Thaw() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.cg.thaw()
 }
 
 // Restored gives the guest an identity of its own. The clock comes first, as
@@ -63,7 +83,7 @@ func (g *guest) Restored(r *agent.Restored) error {
 			return err
 		}
 	}
-	return nil
+	return g.cg.thaw()
 }
 
 // SetClock sets the wall clock.

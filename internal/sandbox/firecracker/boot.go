@@ -105,6 +105,9 @@ func (d *Driver) configure(ctx context.Context, b *box) error {
 			return err
 		}
 	}
+	if err := b.vm.api.PutEntropy(ctx, fcapi.Entropy{}); err != nil {
+		return err
+	}
 	if d.conf.Balloon {
 		if err := b.vm.api.PutBalloon(ctx, fcapi.Balloon{DeflateOnOOM: true, FreePageReporting: true}); err != nil {
 			return err

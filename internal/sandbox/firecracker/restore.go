@@ -135,7 +135,7 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	}
 	b.AddPhase("load", begin)
 	if r.Ahead && !r.Record {
-		return b.Ahead(ctx)
+		return b.Ahead(ctx, r.Port)
 	}
 	return nil
 }

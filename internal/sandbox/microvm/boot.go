@@ -92,7 +92,7 @@ func (b *Box) introduce(ctx context.Context) (time.Duration, error) {
 // Modules is what the agent needs of the guest's kernel, where the devices are
 // on the memory bus.
 func Modules() []string {
-	return []string{"virtio_mmio", "virtio_blk", "virtio_net", "erofs", "overlay"}
+	return []string{"virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "erofs", "overlay"}
 }
 
 // ProbeParam has the agent show that the machine boots, and nothing else.

@@ -61,9 +61,9 @@ func (b *Box) Suspended(ctx context.Context, f func() error) (agent.Token, agent
 func (b *Box) suspend(ctx context.Context) (agent.Marks, error) {
 	ctx, cancel := until(ctx, b.Machine.Dead())
 	defer cancel()
-	marks, err := agent.Suspend(ctx, b.dialer("tcp", agent.Port), b.token)
+	marks, err := agent.Suspend(ctx, b.dialer("tcp", agent.Port), b.token, func() { b.rest(ctx) })
 	if err == nil {
-		b.rest(ctx)
+		b.rest(ctx) // the agent's connection has ended too
 	}
 	return marks, err
 }

@@ -82,17 +82,26 @@ func (b *Box) limitCPU() error {
 	return err
 }
 
-// resumeTimeout bounds the guest's first answer after a restore.
-const resumeTimeout = time.Minute
+const (
+	// resumeTimeout bounds the guest's first answer after a restore.
+	resumeTimeout = time.Minute
+	// probeTimeout bounds the connection that is made ahead.
+	probeTimeout = 2 * time.Second
+)
 
-// Ahead does to a restored machine what Start does, and has it stand still
-// again, for Restore.Ahead. What Start then does again takes no time to speak
-// of: the guest has been through it, and where the processor is emulated, its
-// code is translated.
-func (b *Box) Ahead(ctx context.Context) error {
+// Ahead does to a restored machine what Start does, connects to the function's
+// port unless that is 0, and has the machine stand still again, for
+// Restore.Ahead. What Start then does again takes no time to speak of: the guest
+// has been through it, its pages are there, and where the processor is emulated,
+// its code is translated. Of a first request that is most, too: taking the
+// connection in.
+func (b *Box) Ahead(ctx context.Context, port int) error {
 	begin, before := time.Now(), len(b.Phases())
 	if err := b.wake(ctx); err != nil {
 		return b.wrap(err)
+	}
+	if port > 0 {
+		b.probe(ctx, port)
 	}
 	b.rest(ctx)
 	if err := b.Origin.Stop(ctx); err != nil {
@@ -103,6 +112,16 @@ func (b *Box) Ahead(ctx context.Context) error {
 	b.phases = append(b.phases[:before], sandbox.Phase{Name: "ahead", Took: time.Since(begin)})
 	b.mu.Unlock()
 	return nil
+}
+
+// probe connects to a port of the guest. Whether somebody listens is for others
+// to find out.
+func (b *Box) probe(ctx context.Context, port int) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	if c, err := b.dialer("tcp", port)(ctx); err == nil {
+		_ = c.Close()
+	}
 }
 
 // resume has a restored machine go on, as somebody else.

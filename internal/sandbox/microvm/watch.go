@@ -70,16 +70,32 @@ func (b *Box) watch() {
 	b.Machine.Kill()
 }
 
-// settle leaves a restored machine to its first request.
+// A machine listens to its function later while others wait to come back to
+// life: that takes a third as long as a restore, where the processor is emulated.
+const (
+	settleMost = 5 * time.Second
+	settleLook = 100 * time.Millisecond
+)
+
+// settle leaves a restored machine to its first request, and the processor to
+// those who come back to life.
 func (b *Box) settle() {
 	if b.Origin == nil || b.Origin.Settle <= 0 {
 		return
 	}
+	end := time.Now().Add(settleMost)
 	t := time.NewTimer(b.Origin.Settle)
 	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-b.Machine.Dead():
+	for {
+		select {
+		case <-t.C:
+		case <-b.Machine.Dead():
+			return
+		}
+		if p := b.Origin.Places; p == nil || len(p) < cap(p) || time.Now().After(end) {
+			return
+		}
+		t.Reset(settleLook)
 	}
 }
 

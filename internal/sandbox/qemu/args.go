@@ -100,6 +100,9 @@ func (m machine) args() []string {
 			"-device", fmt.Sprintf("virtio-blk-device,drive=disk%d", i),
 		)
 	}
+	// What the processor's instruction gives is the emulator's in any case;
+	// this is the host's own generator.
+	args = append(args, "-object", "rng-builtin,id=rng", "-device", "virtio-rng-device,rng=rng")
 	if m.tapFD > 0 {
 		args = append(args,
 			"-netdev", fmt.Sprintf("tap,id=net,fd=%d", m.tapFD),

@@ -168,7 +168,7 @@ func (d *Driver) restore(ctx context.Context, b *box, accel Accel, r sandbox.Res
 	}
 	b.AddPhase("load", begin)
 	if r.Ahead && !r.Record {
-		return b.Ahead(ctx)
+		return b.Ahead(ctx, r.Port)
 	}
 	return nil
 }

@@ -63,6 +63,7 @@ func testSnapshot(t *testing.T, s *suite) {
 		{"Lives", sn.testLives},
 		{"Limits", sn.testLimits},
 		{"Again", sn.testAgain},
+		{"Frozen", sn.testFrozen},
 		{"CannotSave", sn.testCannotSave},
 		{"Refused", sn.testRefused},
 		{"Damaged", sn.testDamaged},

@@ -130,7 +130,7 @@ func (sn *snapshots) testPrepared(t *testing.T) {
 	for _, mode := range sn.driver.Capabilities().RestoreModes {
 		name := strings.ReplaceAll(string(mode), "+", "-")
 		for prefix, ahead := range map[string]bool{"prepared-": false, "ahead-": true} {
-			b := sn.clone(t, sandbox.Restore{Image: sn.image, Mode: mode, Ahead: ahead}, prefix+name)
+			b := sn.clone(t, sandbox.Restore{Image: sn.image, Mode: mode, Ahead: ahead, Port: guestPort}, prefix+name)
 			b.create(t)
 			boxes = append(boxes, b)
 		}

@@ -36,6 +36,9 @@ func (r *results) aims() []aim {
 			out = append(out, a)
 		}
 	}
+	for _, s := range r.sizes {
+		out = append(out, s.aims()...)
+	}
 	for _, s := range r.far {
 		if a, ok := onDemand(s, "snapshot in an object store 1 ms away", 10); ok {
 			out = append(out, a)

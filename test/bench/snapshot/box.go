@@ -34,6 +34,8 @@ type box struct {
 	out    *os.File
 	sb     sandbox.Sandbox
 	t      timing
+	// path is what the request asks for.
+	path string
 	// unweighed leaves the memory out, whose measuring takes processor time.
 	unweighed bool
 }
@@ -57,7 +59,7 @@ func (t *timing) total() time.Duration { return t.Prepare + t.request() }
 
 // newBox gets ready all that a sandbox needs, but not the sandbox.
 func (w *world) newBox(ctx context.Context, d sandbox.Driver, fn *function) (_ *box, err error) {
-	b := &box{w: w, driver: d}
+	b := &box{w: w, driver: d, path: "/"}
 	id := sandbox.NewID()
 	b.spec = &sandbox.Spec{
 		ID: id, Dir: filepath.Join(w.dir, "boxes", id), Hostname: "bench", Process: fn.process, Cgroup: w.parent + "/" + id,
@@ -190,7 +192,7 @@ func (b *box) get(ctx context.Context, firstByte func()) (dialled time.Duration,
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"); err != nil {
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n", b.path); err != nil {
 		return 0, err
 	}
 	r := bufio.NewReader(io.LimitReader(c, maxBody))

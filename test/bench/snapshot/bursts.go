@@ -27,7 +27,7 @@ type burst struct {
 	all          []time.Duration // each restore's
 	last         []time.Duration // each round's, until the last has answered
 	busy, kernel float64         // processor time of the machine in all rounds, seconds
-	own          float64         // of that the sandboxes' and this program's
+	own          float64         // of that this program's, and each sandbox's until its answer
 	// around, if set, runs the restores, but not their end.
 	around func(restores func()) error
 }
@@ -108,6 +108,7 @@ func (b *burst) add(ctx context.Context, w *world, d sandbox.Driver, fn *functio
 	}
 	errs := make([]error, n)
 	took := make([]time.Duration, n)
+	used := make([]time.Duration, n)
 	var began time.Time
 	restores := func() {
 		began = time.Now()
@@ -116,6 +117,11 @@ func (b *burst) add(ctx context.Context, w *world, d sandbox.Driver, fn *functio
 			wg.Go(func() {
 				errs[i] = boxes[i].restore(ctx, r)
 				took[i] = time.Since(began)
+				if errs[i] == nil { // until its answer: what it does after is no part of a restore
+					var st sandbox.Stats
+					st, errs[i] = boxes[i].sb.Stats(ctx)
+					used[i] = st.CPUTime
+				}
 			})
 		}
 		wg.Wait()
@@ -134,13 +140,8 @@ func (b *burst) add(ctx context.Context, w *world, d sandbox.Driver, fn *functio
 	ownAfter, err := ownCPUTime()
 	errs = append(errs, err)
 	b.own += ownAfter - own
-	for _, x := range boxes {
-		if x.sb == nil {
-			continue
-		}
-		st, err := x.sb.Stats(ctx)
-		errs = append(errs, err)
-		b.own += st.CPUTime.Seconds()
+	for _, d := range used {
+		b.own += d.Seconds()
 	}
 	return errors.Join(errs...)
 }

@@ -30,6 +30,7 @@ type options struct {
 // Sections of the report.
 const (
 	secStarts     = "starts"
+	secSizes      = "sizes"
 	secRemote     = "remote"
 	secConcurrent = "concurrent"
 	secDensity    = "density"
@@ -46,7 +47,7 @@ func main() {
 	flag.IntVar(&o.clones, "clones", 32, "idle clones to measure the density with")
 	drivers := flag.String("drivers", "gvisor,qemu", "sandbox drivers")
 	fns := flag.String("functions", "", "names of functions; default all")
-	sections := flag.String("sections", strings.Join([]string{secStarts, secRemote, secConcurrent, secDensity, secCycles}, ","), "what to measure")
+	sections := flag.String("sections", strings.Join([]string{secStarts, secSizes, secRemote, secConcurrent, secDensity, secCycles}, ","), "what to measure")
 	flag.StringVar(&o.out, "o", "docs/snapshots-benchmarks.md", "the report")
 	flag.StringVar(&o.plots, "plots", "benchmarks", "folder of the plots, relative to the report")
 	flag.StringVar(&o.runsc, "runsc", "", "a skep-runsc to use instead of the embedded one, e.g. with symbols for -perf")

@@ -26,6 +26,9 @@ func (r *results) write() error {
 	if err := r.writeStarts(&b, plots); err != nil {
 		return err
 	}
+	if err := r.writeSizes(&b, plots); err != nil {
+		return err
+	}
 	r.writeFar(&b)
 	if r.pagerTable != "" {
 		fmt.Fprintf(&b, "## The pager against plain C\n\n`test/bench/pager`, both programs' sources are there. %s\n\n", r.pagerTable)
@@ -225,8 +228,8 @@ func phases(ts []timing) string {
 func (s *subject) snapshotRow(w io.Writer) {
 	f := s.facts
 	cells := []string{s.fn.title, ms(f.save), size(f.bytes), "", "", "", ""}
-	if f.setBytes > 0 {
-		cells[3], cells[4] = fmt.Sprintf("%d, %d", f.setPages, f.setZero), size(f.setBytes)
+	if f.set.bytes > 0 {
+		cells[3], cells[4] = fmt.Sprintf("%d, %d", f.set.pages, f.set.zero), size(f.set.bytes)
 	}
 	if f.diffBytes > 0 {
 		cells[5], cells[6] = ms(f.saveDiff), size(f.diffBytes)

@@ -22,6 +22,7 @@ type results struct {
 	disk       disk
 	drivers    []sandbox.Driver
 	subjects   []*subject
+	sizes      []*sizes
 	far        []*subject // with snapshots that are far away
 	bursts     []*bursts
 	densities  []*density
@@ -130,6 +131,15 @@ func (r *results) measure(ctx context.Context, w *world, d sandbox.Driver, fns [
 		return
 	}
 	for _, f := range fns {
+		if r.o.wants(secSizes) && f.name == fnBig && d.Capabilities().OnDemandMemory {
+			try("working sets by size", func() error {
+				x, err := measureSizes(ctx, w, d, f, r.o.runs)
+				if x != nil {
+					r.sizes = append(r.sizes, x)
+				}
+				return err
+			})
+		}
 		if r.o.wants(secRemote) && f.name == fnPython {
 			try("snapshots far away, "+f.title, func() error {
 				x, err := measureStarts(ctx, w, d, f, r.o.runs, true)

@@ -27,6 +27,7 @@ const (
 type way struct {
 	name    string
 	restore *sandbox.Restore // nil: boot
+	path    string           // of the request
 	// hot and cold are the runs with the snapshot's files in the page cache
 	// and without.
 	hot, cold []timing
@@ -51,10 +52,9 @@ type subject struct {
 
 // facts are about the snapshots themselves.
 type facts struct {
-	save, saveDiff         time.Duration
-	bytes, diffBytes       int64 // on disk
-	setPages, setZero      int   // of the working set
-	setBytes, diffSetBytes int64 // of the working set's files
+	save, saveDiff   time.Duration
+	bytes, diffBytes int64 // on disk
+	set              set
 }
 
 // measureStarts measures a function on a driver in all the ways that the
@@ -143,7 +143,7 @@ func (s *subject) snapshots(ctx context.Context) (err error) {
 	}
 	if !s.driver.Capabilities().OnDemandMemory {
 		s.lacks = append(s.lacks, "recording of working sets")
-	} else if err := s.record(ctx, &s.base, &s.facts.setBytes); err != nil {
+	} else if s.facts.set, err = s.record(ctx, &s.base, "/", s.base.Dirs[0]+".ws"); err != nil {
 		return err
 	}
 	if s.noLayers {
@@ -178,15 +178,21 @@ func (s *subject) layer(ctx context.Context) (err error) {
 	}
 	s.diff = &sandbox.Image{Dirs: append([]string{dir}, s.base.Dirs...)}
 	if s.driver.Capabilities().OnDemandMemory {
-		return s.record(ctx, s.diff, &s.facts.diffSetBytes)
+		_, err = s.record(ctx, s.diff, "/", dir+".ws")
 	}
-	return nil
+	return err
 }
 
-// record records an image's working set.
-func (s *subject) record(ctx context.Context, i *sandbox.Image, bytes *int64) error {
-	path := i.Dirs[0] + ".ws"
-	err := s.with(ctx, func(b *box) error {
+// set is a recorded working set.
+type set struct {
+	pages, zero int
+	bytes       int64 // of its file, on disk
+}
+
+// record records what a request to an image needs, in a file, as its working set.
+func (s *subject) record(ctx context.Context, i *sandbox.Image, request, file string) (_ set, err error) {
+	err = s.with(ctx, func(b *box) error {
+		b.path = request
 		if err := b.restore(ctx, sandbox.Restore{Image: *i, Record: true}); err != nil {
 			return err
 		}
@@ -194,27 +200,28 @@ func (s *subject) record(ctx context.Context, i *sandbox.Image, bytes *int64) er
 		if !ok {
 			return errors.New("the sandbox is no Recorder")
 		}
-		return r.Recorded(ctx, path)
+		return r.Recorded(ctx, file)
 	})
 	if err != nil {
-		return fmt.Errorf("record the working set: %w", err)
+		return set{}, fmt.Errorf("record the working set: %w", err)
 	}
-	set, err := pager.OpenWorkingSet(path, false)
+	recorded, err := pager.OpenWorkingSet(file, false)
 	if err != nil {
-		return err
+		return set{}, err
 	}
-	s.facts.setPages, s.facts.setZero = set.Pages()
-	if err := set.Close(); err != nil {
-		return err
+	var out set
+	out.pages, out.zero = recorded.Pages()
+	if err := recorded.Close(); err != nil {
+		return set{}, err
 	}
-	i.WorkingSet = path
-	*bytes, err = diskBytes([]string{path})
-	return err
+	i.WorkingSet = file
+	out.bytes, err = diskBytes([]string{file})
+	return out, err
 }
 
 // plan lists the ways that the driver has.
 func (s *subject) plan() {
-	s.ways = []*way{{name: wayBoot}}
+	s.ways = []*way{{name: wayBoot, path: "/"}}
 	if len(s.base.Dirs) == 0 {
 		return
 	}
@@ -230,9 +237,9 @@ func (s *subject) planImage(prefix string, i sandbox.Image) {
 	// A driver without a mode of its own for pools does all it can ahead.
 	pool := prefix == "" && s.driver.Capabilities().PreparedMode == ""
 	add := func(name string, mode sandbox.RestoreMode, i sandbox.Image) {
-		s.ways = append(s.ways, &way{name: prefix + name, restore: &sandbox.Restore{Image: i, Mode: mode}})
+		s.ways = append(s.ways, &way{name: prefix + name, path: "/", restore: &sandbox.Restore{Image: i, Mode: mode}})
 		if pool && (mode == sandbox.RestoreHint || mode == sandbox.RestorePager) {
-			s.ways = append(s.ways, &way{name: onPool + name, restore: &sandbox.Restore{Image: i, Mode: mode, Ahead: true}})
+			s.ways = append(s.ways, &way{name: onPool + name, path: "/", restore: &sandbox.Restore{Image: i, Mode: mode, Ahead: true, Port: port}})
 		}
 	}
 	for _, mode := range s.driver.Capabilities().RestoreModes {
@@ -260,6 +267,7 @@ func (s *subject) planImage(prefix string, i sandbox.Image) {
 // one measures one start.
 func (s *subject) one(ctx context.Context, x *way, cold bool) (t timing, err error) {
 	err = s.with(ctx, func(b *box) error {
+		b.path = x.path
 		if x.restore == nil {
 			defer func() { t = b.t }()
 			return b.boot(ctx)

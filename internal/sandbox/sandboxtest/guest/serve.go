@@ -48,6 +48,7 @@ func serve(addresses []string) error {
 		"/fill":  fill,
 		"/dial":  dial,
 		"/count": count, "/remember": remember, "/recall": recall, "/now": now, "/random": random,
+		"/draw": draw, "/drawn": drawn,
 		"/write": func(r *http.Request) (any, error) { return "ok", write(r) },
 		"/read":  func(r *http.Request) (any, error) { return read(r) },
 		"/print": func(r *http.Request) (any, error) { fmt.Println(r.FormValue("text")); return "ok", nil },

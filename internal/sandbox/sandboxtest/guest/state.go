@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"hash/crc64"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -69,4 +71,42 @@ func random(*http.Request) (any, error) {
 		v[name] = hex.EncodeToString(b)
 	}
 	return v, nil
+}
+
+// draws counts what draw has drawn, by the host name at that time.
+var (
+	drawsMu sync.Mutex
+	draws   = map[string]int{}
+)
+
+// draw starts to ask the kernel for random bytes, and never ends.
+func draw(*http.Request) (any, error) {
+	once := func() error {
+		drawsMu.Lock()
+		defer drawsMu.Unlock()
+		b := make([]byte, 16)
+		_, _, errno := syscall.Syscall(sysGetrandom, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0)
+		if errno != 0 {
+			return errno
+		}
+		name, err := os.Hostname()
+		draws[name]++
+		return err
+	}
+	if err := once(); err != nil {
+		return nil, err
+	}
+	go func() {
+		for once() == nil {
+			time.Sleep(200 * time.Microsecond)
+		}
+	}()
+	return "ok", nil
+}
+
+// drawn is how often draw has drawn, by the host name.
+func drawn(*http.Request) (any, error) {
+	drawsMu.Lock()
+	defer drawsMu.Unlock()
+	return maps.Clone(draws), nil
 }
