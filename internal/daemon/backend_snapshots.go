@@ -96,8 +96,9 @@ func (b *backend) CreateSnapshot(ctx context.Context, namespace, revision string
 		if resume, err = b.gateway.Pause(ctx, key, i.ID(), 0); err != nil {
 			continue // it goes
 		}
-		err = i.Save(ctx, true)
-		resume()
+		if err = i.Save(ctx, true); !errors.Is(err, node.ErrEndedBySnapshot) {
+			resume() // else no request shall meet it
+		}
 		if err == nil {
 			return b.stored(ctx, c, i)
 		}
