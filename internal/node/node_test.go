@@ -257,8 +257,8 @@ func TestLaunchFails(t *testing.T) {
 		{"no driver", ReasonNoDriver, "runc", launch("serve", func(l *Launch) { l.Driver = "other" })},
 		{"no program", "", "/nothing", launch("serve", func(l *Launch) { l.Command = []string{"/nothing"} })},
 		{"exits", ReasonExited, "boom", launch("exit")},
-		{"never ready", ReasonProbe, "0.0.0.0:$PORT", launch("deaf", func(l *Launch) { l.StartTimeout = 2 * time.Second })},
-		{"HTTP probe", ReasonProbe, "503", launch("serve", func(l *Launch) { l.StartTimeout, l.Probe.HTTPPath = 2*time.Second, "/ready" })},
+		{"never ready", ReasonProbe, "0.0.0.0:$PORT", launch("deaf", func(l *Launch) { l.StartTimeout = 4 * time.Second })},
+		{"HTTP probe", ReasonProbe, "503", launch("serve", func(l *Launch) { l.StartTimeout, l.Probe.HTTPPath = 4*time.Second, "/ready" })},
 		{"out of memory", ReasonOOM, "128 MiB", launch("hog")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
