@@ -19,6 +19,7 @@ import (
 func newUp(g *globals) *cobra.Command {
 	cfg := daemon.DefaultConfig()
 	var logFormat, logLevel, uplinks string
+	var vhive bool // --snapshots
 	poolMemory := resource.NewQuantity(cfg.SnapshotPoolMemory, resource.BinarySI).String()
 	snapshotLimit := resource.NewQuantity(cfg.SnapshotLimit, resource.BinarySI).String()
 	cmd := &cobra.Command{
@@ -50,6 +51,9 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 				return coded(exitUsage, fmt.Errorf("--snapshot-limit: %q is not a size such as 16Gi", snapshotLimit))
 			}
 			cfg.SnapshotLimit = limit.Value()
+			if cmd.Flags().Changed("snapshots") {
+				cfg.Snapshots = &vhive
+			}
 			log, err := newLogger(os.Stderr, logFormat, logLevel)
 			if err != nil {
 				return coded(exitUsage, err)
@@ -78,10 +82,11 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&cfg.Accel, "accel", cfg.Accel, "acceleration of QEMU: auto, kvm or tcg")
 	f.Int64Var(&cfg.ImageBytes, "image-bytes", cfg.ImageBytes, "largest root file system of an image, in bytes")
 	f.Int64Var(&cfg.StoreBytes, "store-bytes", cfg.StoreBytes, "size of the image store above which unused images are removed")
-	f.BoolVar(&cfg.Snapshots, "snapshots", cfg.Snapshots, "make snapshots of functions and start instances from them")
-	f.BoolVar(&cfg.UPF, "upf", cfg.UPF, "restore with the pager: record and prefetch working sets (vHive's name for --snapshot-restore-mode pager)")
-	f.StringVar(&cfg.SnapshotPolicy, "snapshot-policy", cfg.SnapshotPolicy, "when a snapshot is made: off, after-ready, after-first-response, after-n=N or at-scale-down; several with commas refine it from one restore to the next")
-	f.StringVar(&cfg.SnapshotRestoreMode, "snapshot-restore-mode", cfg.SnapshotRestoreMode, "how instances are restored: auto (unless booting proves faster), always, off, or a mode that the driver has: map, map+hint, eager, pager, background")
+	f.StringVar(&cfg.SnapshotProfile, "snapshot-profile", cfg.SnapshotProfile, "when snapshots are made and how they are restored: default, none, or as vHive does: snapshots, reap")
+	f.BoolVar(&vhive, "snapshots", false, "vHive's switch for --snapshot-profile snapshots; --snapshots=false is none")
+	f.BoolVar(&cfg.UPF, "upf", cfg.UPF, "with --snapshots: vHive's switches for --snapshot-profile reap, which records and prefetches working sets by the pager")
+	f.StringVar(&cfg.SnapshotPolicy, "snapshot-policy", cfg.SnapshotPolicy, "when a snapshot is made, unless as the profile says (after-ready): off, after-ready, after-first-response, after-n=N or at-scale-down; several with commas refine it from one restore to the next")
+	f.StringVar(&cfg.SnapshotRestoreMode, "snapshot-restore-mode", cfg.SnapshotRestoreMode, "how instances are restored, unless as the profile says (auto): auto (unless booting proves faster), always, off, or a mode that the driver has: map, map+hint, eager, pager, background")
 	f.StringVar(&cfg.SnapshotPool, "snapshot-pool", cfg.SnapshotPool, "sandboxes kept prepared for each revision: a number or auto")
 	f.IntVar(&cfg.SnapshotDiffs, "snapshot-diffs", cfg.SnapshotDiffs, "how many differences may lie on a whole snapshot, where the driver can save what changed alone")
 	f.StringVar(&cfg.SnapshotWorkingSet, "snapshot-working-set", cfg.SnapshotWorkingSet, "what becomes of a working set that is recorded anew: last, union or intersection")
@@ -93,7 +98,7 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&logLevel, "log-level", "info", "least level logged: debug, info, warn or error")
 	for name, values := range map[string][]string{
 		"sandbox": daemon.Drivers, "accel": daemon.Accels,
-		"snapshot-policy": snapshots.PolicyNames(), "snapshot-restore-mode": snapshots.RestoreNames(), "snapshot-pool": {"0", "1", "auto"},
+		"snapshot-profile": daemon.Profiles(), "snapshot-policy": snapshots.PolicyNames(), "snapshot-restore-mode": snapshots.RestoreNames(), "snapshot-pool": {"0", "1", "auto"},
 		"log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))

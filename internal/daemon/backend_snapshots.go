@@ -18,7 +18,7 @@ import (
 
 func (b *backend) catalog() (*snapshots.Catalog, error) {
 	if b.lower.catalog == nil {
-		return nil, &explained{"snapshots are off: start skep without --snapshots=false", admin.ErrUsage}
+		return nil, &explained{"snapshots are off: start skep without --snapshots=false and --snapshot-profile none", admin.ErrUsage}
 	}
 	return b.lower.catalog, nil
 }
@@ -127,8 +127,9 @@ func (b *backend) CreateSnapshot(ctx context.Context, namespace, revision string
 		if resume, err = b.gateway.Pause(ctx, key, i.ID(), 0); err != nil {
 			continue // it goes
 		}
-		err = i.Save(ctx, true)
-		resume()
+		if err = i.Save(ctx, true); !errors.Is(err, node.ErrEndedBySnapshot) {
+			resume() // else no request shall meet it
+		}
 		if err == nil {
 			return b.stored(ctx, c, i)
 		}

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -43,11 +42,14 @@ type Config struct {
 	ImageBytes int64        // the largest root file system accepted
 	StoreBytes int64        // what the image store may hold before it is collected
 
-	// Snapshots are made and used; UPF restores with the pager, as vHive's flag
-	// of that name does.
-	Snapshots, UPF      bool
-	SnapshotPolicy      string // when one is made
-	SnapshotRestoreMode string // whether and how memory comes back: auto, always, off or a mode
+	// SnapshotProfile is one of Profiles, which says what the next two are; ""
+	// is the first. Snapshots (nil: not given) and UPF are vHive's flags, which
+	// mean other profiles: none, snapshots and reap.
+	SnapshotProfile     string
+	Snapshots           *bool
+	UPF                 bool
+	SnapshotPolicy      string // when one is made; "": as the profile says
+	SnapshotRestoreMode string // whether and how memory comes back: auto, always, off or a mode; "": as the profile says
 	SnapshotPool        string // sandboxes kept prepared for each revision: a number or auto
 	SnapshotDiffs       int    // differences that may lie on a whole snapshot
 	SnapshotWorkingSet  string // how recordings of working sets become one
@@ -73,7 +75,6 @@ func DefaultConfig() Config {
 		IdleAfter: 60 * time.Second, DrainTimeout: 30 * time.Second,
 		PoolSize: 4,
 		Accel:    "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
-		Snapshots: true, SnapshotPolicy: snapshots.DefaultPolicy.String(), SnapshotRestoreMode: "auto",
 		SnapshotPool: "0", SnapshotDiffs: 2, SnapshotWorkingSet: string(snapshots.LastSet), SnapshotPoolMemory: node.DefaultPoolMemory, SnapshotLimit: 16 << 30,
 	}
 }
@@ -128,8 +129,8 @@ func (c *Config) Validate() error {
 	if _, err := c.snapshotOptions(); err != nil {
 		return err
 	}
-	if c.SnapshotDiffs < 0 || c.SnapshotDiffs > maxDiffs {
-		return fmt.Errorf("--snapshot-diffs %d: it is a number from 0 to %d", c.SnapshotDiffs, maxDiffs)
+	if c.SnapshotDiffs < 0 || c.SnapshotDiffs > snapshots.MaxDiffs {
+		return fmt.Errorf("--snapshot-diffs %d: it is a number from 0 to %d", c.SnapshotDiffs, snapshots.MaxDiffs)
 	}
 	if c.SnapshotPoolMemory < minBytes {
 		return fmt.Errorf("--snapshot-pool-memory %d: at least %d are needed", c.SnapshotPoolMemory, minBytes)
@@ -154,16 +155,12 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// maxDiffs bounds --snapshot-diffs: each is to be opened at a start.
-const maxDiffs = 8
-
-// snapshotOptions are what a service gets that does not say otherwise.
+// snapshotOptions are what a service gets that does not say otherwise; the zero
+// value without snapshots.
 func (c *Config) snapshotOptions() (o snapshots.Options, err error) {
-	if o.Policy, err = snapshots.ParsePolicy(c.SnapshotPolicy); err != nil {
-		return o, fmt.Errorf("--snapshot-policy: %w", err)
-	}
-	if err = o.SetRestore(c.SnapshotRestoreMode); err != nil {
-		return o, fmt.Errorf("--snapshot-restore-mode: %w", err)
+	p, err := c.profile()
+	if err != nil {
+		return o, err
 	}
 	if o.Pool, err = snapshots.ParsePool(c.SnapshotPool); err != nil {
 		return o, fmt.Errorf("--snapshot-pool: %w", err)
@@ -171,19 +168,32 @@ func (c *Config) snapshotOptions() (o snapshots.Options, err error) {
 	if o.WorkingSet, err = snapshots.ParseWorkingSets(c.SnapshotWorkingSet); err != nil {
 		return o, fmt.Errorf("--snapshot-working-set: %w", err)
 	}
-	if c.UPF {
-		if !c.Snapshots {
-			return o, errors.New("--upf: it needs --snapshots")
-		}
-		if o.Mode != "" && o.Mode != sandbox.RestorePager {
-			return o, fmt.Errorf("--upf: it means --snapshot-restore-mode %s, not %s", sandbox.RestorePager, o.Mode)
-		}
-		o.Mode, o.Restore, o.Always = sandbox.RestorePager, true, true
-	}
-	if !c.Snapshots {
+	if p.off() {
 		return snapshots.Options{}, nil
 	}
+	if o.Policy, err = snapshots.ParsePolicy(p.policy); err != nil {
+		return o, fmt.Errorf("--snapshot-policy: %w", err)
+	}
+	if err = o.SetRestore(p.restore); err != nil {
+		return o, fmt.Errorf("--snapshot-restore-mode: %w", err)
+	}
+	o.Diffs = c.SnapshotDiffs
 	return o, nil
+}
+
+// cannotRestore says that a driver does not restore in the way that is asked
+// for by a flag: services that do not ask for it themselves get another. "" if
+// it does.
+func cannotRestore(o snapshots.Options, driver string, can sandbox.Capabilities) string {
+	switch {
+	case o.Mode == "" || slices.Contains(can.RestoreModes, o.Mode):
+		return ""
+	case !can.Snapshot:
+		return fmt.Sprintf("the default sandbox driver %s can make no snapshots: its functions boot; choose another with --sandbox", driver)
+	case o.Mode == sandbox.RestorePager:
+		return fmt.Sprintf("the default sandbox driver %s has no pager: its functions are restored in another way, without record and prefetch; choose another with --sandbox", driver)
+	}
+	return fmt.Sprintf("the default sandbox driver %s cannot restore with %q: it takes %q", driver, o.Mode, can.RestoreModes[0])
 }
 
 func (c *Config) mkdirs() error {

@@ -166,14 +166,17 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	cfg := d.cfg
 	l := &lower{logs: logs.New(filepath.Join(cfg.Data, "logs")), registry: prometheus.NewRegistry(), id: id}
 	l.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	var err error
+	snapshot, err := cfg.profile()
+	if err != nil {
+		return nil, err
+	}
 	l.images, err = image.Open(image.Config{Dir: filepath.Join(cfg.Data, "images"), MaxImageBytes: cfg.ImageBytes, Log: cfg.Log})
 	if err != nil {
 		return nil, err
 	}
 	// Closed last of the node's parts, and also if one of those does not open.
 	d.onStop("images", func(context.Context) error { return l.images.Close() })
-	if cfg.Snapshots {
+	if !snapshot.off() {
 		if err := d.startSnapshots(ctx, l, j); err != nil {
 			return nil, err
 		}
@@ -184,7 +187,7 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	var networks lateNetworks
 	l.node, err = node.Open(ctx, node.Config{
 		Dir: filepath.Join(cfg.Data, "sandboxes"), ID: id, Drivers: drivers, Missing: missing, Journal: j,
-		Images: l.images, Networks: &networks, Logs: l.logs, Snapshots: l.catalog, MaxDiffs: cfg.SnapshotDiffs, PoolMemory: cfg.SnapshotPoolMemory, Log: cfg.Log, Registerer: l.registry,
+		Images: l.images, Networks: &networks, Logs: l.logs, Snapshots: l.catalog, PoolMemory: cfg.SnapshotPoolMemory, Log: cfg.Log, Registerer: l.registry,
 	})
 	if err != nil {
 		return nil, err
@@ -225,6 +228,11 @@ func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower,
 	options, err := cfg.snapshotOptions()
 	if err != nil {
 		return err
+	}
+	if d, err := l.node.Driver(l.driver); err == nil {
+		if why := cannotRestore(options, l.driver, d.Capabilities()); why != "" {
+			log.Warn("snapshots: " + why)
+		}
 	}
 	var f *fleet.Fleet
 	g := gateway.New(gateway.Config{

@@ -19,6 +19,12 @@ func TestValidate(t *testing.T) {
 		{"--sandbox", func(c *Config) { c.Sandbox = "docker" }},
 		{"--pool-size", func(c *Config) { c.PoolSize = -1 }},
 		{"--idle-after", func(c *Config) { c.IdleAfter = time.Millisecond }},
+		{"--snapshot-diffs", func(c *Config) { c.SnapshotDiffs = 9 }},
+		{"--snapshot-pool-memory", func(c *Config) { c.SnapshotPoolMemory = 1 }},
+		{"--snapshot-limit", func(c *Config) { c.SnapshotLimit = 1 }},
+		{"--snapshot-store", func(c *Config) { c.SnapshotStore = "s3://bucket" }},
+		{"--snapshot-working-set", func(c *Config) { c.SnapshotWorkingSet = "all" }},
+		{"--snapshot-pool", func(c *Config) { c.SnapshotPool = "many" }},
 		{"too long", func(c *Config) { c.Run = "/" + strings.Repeat("x", 100) }},
 	} {
 		c := DefaultConfig()

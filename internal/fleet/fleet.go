@@ -48,9 +48,13 @@ type Snapshotter interface {
 	// NextSave is after how many responses in all to call SaveNow, in a moment
 	// without requests; 0 means not at all.
 	NextSave(responses uint64) uint64
-	// SaveNow makes a snapshot if the instance's policy wants one now. There
-	// must be no connection to the instance. It goes on, unless it is Done.
+	// SaveNow makes a snapshot if the instance's policy wants one now, or finds
+	// that there is one. There must be no connection to the instance. It goes on,
+	// also on error, unless that is node.ErrEndedBySnapshot: then it is Done in a
+	// moment. snapshots.ErrNotNow asks for another try.
 	SaveNow(ctx context.Context, m snapshots.Moment, responses uint64) (saved bool, err error)
+	// SaveAfter is before when it is too early to try again after a failure.
+	SaveAfter() time.Time
 	// Answered is told how long the first response took.
 	Answered(took time.Duration)
 	// EndRecording is called when the first response is out.
@@ -123,6 +127,7 @@ type Fleet struct {
 	cfg    Config
 	starts chan struct{} // a semaphore
 	slot   time.Duration // how long a start is taken for work
+	after  func(time.Duration) <-chan time.Time
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -145,7 +150,7 @@ func New(cfg Config) *Fleet {
 		cfg.OnScale = func(gateway.RevisionKey, int) {}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Fleet{cfg: cfg, starts: make(chan struct{}, cfg.Starts), slot: startSlot, ctx: ctx, cancel: cancel,
+	return &Fleet{cfg: cfg, starts: make(chan struct{}, cfg.Starts), slot: startSlot, after: time.After, ctx: ctx, cancel: cancel,
 		revisions: map[gateway.RevisionKey]*revision{}}
 }
 

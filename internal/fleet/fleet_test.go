@@ -32,6 +32,7 @@ type machine struct {
 	block    chan struct{} // launches wait for it
 	launches int
 	live     map[string]*function
+	wrap     func(*function) Instance // nil: as it is
 }
 
 type function struct {
@@ -62,7 +63,11 @@ func (m *machine) Launch(ctx context.Context, _ node.Launch) (Instance, error) {
 	f := &function{m: m, id: id, server: httptest.NewServer(m.handler), ready: time.Now(), done: make(chan struct{})}
 	m.mu.Lock()
 	m.live[id] = f
+	wrap := m.wrap
 	m.mu.Unlock()
+	if wrap != nil {
+		return wrap(f), nil
+	}
 	return f, nil
 }
 

@@ -98,12 +98,9 @@ func (n *Node) options(l *Launch) (sandbox.Driver, snapshots.Options, error) {
 	if err != nil {
 		return nil, snapshots.Options{}, &StartError{Reason: ReasonNoDriver, Err: err}
 	}
-	o, err := l.Snapshot.Check(driver.Name(), driver.Capabilities())
+	o, err := l.Snapshot.Check(driver.Name(), driver.Capabilities(), n.cfg.Snapshots != nil)
 	if err != nil {
 		return nil, o, &StartError{Reason: ReasonSnapshot, Err: err}
-	}
-	if _, ok := driver.(sandbox.Snapshotter); !ok || n.cfg.Snapshots == nil {
-		o = snapshots.Options{}
 	}
 	return driver, o, nil
 }
@@ -156,7 +153,7 @@ func (n *Node) boot(ctx context.Context, i *Instance) (*Instance, error) {
 	if i.have { // it was chosen to be booted
 		return i, nil
 	}
-	if err := i.saveReady(ctx); err == nil || !i.ended() {
+	if err := i.saveReady(ctx); !errors.Is(err, ErrEndedBySnapshot) {
 		return i, nil
 	}
 	// The snapshot was the end of it, which is not the function's fault:

@@ -54,9 +54,6 @@ type Config struct {
 	Logs     *logs.Store
 	// Snapshots are those of the node's revisions; nil: none are made or used.
 	Snapshots *snapshots.Catalog
-	// MaxDiffs is how many differences may lie on a whole snapshot: one that is
-	// restored and saved again holds only what changed. 0: they are all whole.
-	MaxDiffs int
 	// PoolMemory bounds the memory of sandboxes that are kept prepared, in
 	// bytes; 0 means DefaultPoolMemory.
 	PoolMemory int64
@@ -80,7 +77,9 @@ type Node struct {
 
 	metrics *metrics
 	pool    pool
-	work    sync.WaitGroup // in the background, until ctx ends
+	// saveTimeout and endPatience are the constants, unless in a test.
+	saveTimeout, endPatience time.Duration
+	work                     sync.WaitGroup // in the background, until ctx ends
 }
 
 // ErrClosed is returned by Launch after Close.
@@ -99,7 +98,7 @@ type record struct {
 
 // Open makes a node and removes what an earlier process of it left behind.
 func Open(ctx context.Context, cfg Config) (*Node, error) {
-	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}, starts: map[slotKey]*pace.Starts{}}
+	n := &Node{cfg: cfg, drivers: map[string]sandbox.Driver{}, instances: map[string]*Instance{}, starts: map[slotKey]*pace.Starts{}, saveTimeout: saveTimeout, endPatience: endPatience}
 	n.ctx, n.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if cfg.PoolMemory <= 0 {
 		n.cfg.PoolMemory = DefaultPoolMemory

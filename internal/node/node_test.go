@@ -63,6 +63,11 @@ func function(mode string) {
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 	}
+	http.HandleFunc("/hook", func(w http.ResponseWriter, _ *http.Request) {
+		if os.Getenv("NODE_TEST_HOOK") == "fails" {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
 	http.HandleFunc("/ready", func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("X-Probe") == "" {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -114,17 +119,21 @@ func writeImage(path string) (err error) {
 }
 
 // open opens a node with all it needs in a folder; shut closes it.
-func open(ctx context.Context, dir, id string) (n *Node, shut func() error, err error) {
+func open(ctx context.Context, dir, id string, edit ...func(*Config)) (n *Node, shut func() error, err error) {
 	j, err := journal.Open(ctx, filepath.Join(dir, "node.db"))
 	if err != nil {
 		return nil, nil, err
 	}
 	networks := &late{}
 	log := slog.New(slog.DiscardHandler)
-	n, err = Open(ctx, Config{
+	cfg := Config{
 		Dir: filepath.Join(dir, "sandboxes"), ID: id, Drivers: []sandbox.Driver{runc.New(runc.Config{})}, Journal: j,
 		Images: images{filepath.Join(dir, "image.erofs")}, Networks: networks, Logs: logs.New(filepath.Join(dir, "logs")), Log: log,
-	})
+	}
+	for _, e := range edit {
+		e(&cfg)
+	}
+	n, err = Open(ctx, cfg)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -139,14 +148,14 @@ func open(ctx context.Context, dir, id string) (n *Node, shut func() error, err 
 
 type late struct{ *network.Manager }
 
-func newNode(t *testing.T) (*Node, string) {
+func newNode(t *testing.T, edit ...func(*Config)) (*Node, string) {
 	testenv.Root(t)
 	testenv.Tool(t, "runc", "runc")
 	dir := t.TempDir()
 	if err := writeImage(filepath.Join(dir, "image.erofs")); err != nil {
 		t.Fatal(err)
 	}
-	n, shut, err := open(context.Background(), dir, sandbox.NewID()[:8])
+	n, shut, err := open(context.Background(), dir, sandbox.NewID()[:8], edit...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,8 +257,8 @@ func TestLaunchFails(t *testing.T) {
 		{"no driver", ReasonNoDriver, "runc", launch("serve", func(l *Launch) { l.Driver = "other" })},
 		{"no program", "", "/nothing", launch("serve", func(l *Launch) { l.Command = []string{"/nothing"} })},
 		{"exits", ReasonExited, "boom", launch("exit")},
-		{"never ready", ReasonProbe, "0.0.0.0:$PORT", launch("deaf", func(l *Launch) { l.StartTimeout = 2 * time.Second })},
-		{"HTTP probe", ReasonProbe, "503", launch("serve", func(l *Launch) { l.StartTimeout, l.Probe.HTTPPath = 2*time.Second, "/ready" })},
+		{"never ready", ReasonProbe, "0.0.0.0:$PORT", launch("deaf", func(l *Launch) { l.StartTimeout = 4 * time.Second })},
+		{"HTTP probe", ReasonProbe, "503", launch("serve", func(l *Launch) { l.StartTimeout, l.Probe.HTTPPath = 4*time.Second, "/ready" })},
 		{"out of memory", ReasonOOM, "128 MiB", launch("hog")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

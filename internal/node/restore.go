@@ -70,7 +70,7 @@ func (i *Instance) prepare(ctx context.Context) error {
 		return err
 	}
 	mode := i.options.Mode
-	use := i.node.cfg.Snapshots.Find(ctx, i.want, records(i.driver.Capabilities(), mode))
+	use := i.node.cfg.Snapshots.Find(ctx, i.want, snapshots.Records(i.driver.Capabilities(), mode))
 	if use == nil {
 		return errNoSnapshot
 	}
@@ -146,14 +146,4 @@ func (i *Instance) describe(ctx context.Context) error {
 	}
 	i.wanted = true
 	return nil
-}
-
-// records tells whether a working set is of use: to those modes that load it
-// ahead, with a driver that can record one.
-func records(can sandbox.Capabilities, mode sandbox.RestoreMode) bool {
-	switch mode {
-	case "", sandbox.RestoreHint, sandbox.RestorePager:
-		return can.OnDemandMemory
-	}
-	return false
 }

@@ -13,14 +13,20 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
-// errEndedBySnapshot: a sandbox did not survive that a snapshot was made.
-var errEndedBySnapshot = errors.New("the instance did not survive the making of a snapshot")
+// ErrEndedBySnapshot is returned if an instance did not survive the making of a
+// snapshot: it is Done, or will be in a moment.
+var ErrEndedBySnapshot = errors.New("the instance did not survive the making of a snapshot")
 
-// saveTimeout bounds the making of a snapshot, hooks not counted.
-const saveTimeout = time.Minute
+const (
+	// saveTimeout bounds the making of a snapshot, hooks not counted.
+	saveTimeout = time.Minute
+	// endPatience is how long it may take until the end of a sandbox is known
+	// of which no snapshot could be made.
+	endPatience = 200 * time.Millisecond
+)
 
 // saveReady makes a snapshot of an instance that has had no request, if its
-// policy wants one now. An error harms nobody, unless the instance ended.
+// policy wants one now. An error harms nobody, unless it is ErrEndedBySnapshot.
 func (i *Instance) saveReady(ctx context.Context) error {
 	if !i.policySays(snapshots.Situation{Moment: snapshots.AtReady}) {
 		return nil
@@ -28,6 +34,9 @@ func (i *Instance) saveReady(ctx context.Context) error {
 	err := i.Save(ctx, false)
 	i.phase("snapshot")
 	i.readyAt = time.Now()
+	if errors.Is(err, snapshots.ErrNotNow) {
+		return nil
+	}
 	return err
 }
 
@@ -53,8 +62,20 @@ func (i *Instance) NextSave(responses uint64) uint64 {
 	return i.options.Policy.Next(snapshots.Situation{Responses: responses, Generation: i.generation()})
 }
 
+// SaveAfter is before when it is too early to try again after a failure; the
+// zero time if there was none.
+func (i *Instance) SaveAfter() time.Time {
+	key := i.SnapshotKey()
+	if key == "" || i.node.cfg.Snapshots == nil {
+		return time.Time{}
+	}
+	return i.node.cfg.Snapshots.SaveAfter(key)
+}
+
 // SaveNow asks the policy about an instance that is out of rotation or at its
-// end, and makes the snapshot.
+// end, and makes the snapshot. saved is also true if there is one already. The
+// error is snapshots.ErrNotNow if it is too early after a failure, or another
+// instance makes one, and ErrEndedBySnapshot if the instance did not survive.
 func (i *Instance) SaveNow(ctx context.Context, m snapshots.Moment, responses uint64) (saved bool, err error) {
 	if !i.policySays(snapshots.Situation{Moment: m, Responses: responses, Uptime: time.Since(i.readyAt)}) {
 		return false, nil
@@ -65,8 +86,8 @@ func (i *Instance) SaveNow(ctx context.Context, m snapshots.Moment, responses ui
 
 // Save makes a snapshot of the instance, which must have no request and no
 // connection. It goes on afterwards, with or without error, unless Done says
-// otherwise. Without force, that there is a snapshot already is no error, and
-// nothing is done.
+// otherwise (ErrEndedBySnapshot). Without force, that there is a snapshot
+// already is no error, and nothing is done.
 func (i *Instance) Save(ctx context.Context, force bool) error {
 	saver, ok := i.sandbox.(sandbox.Saver)
 	if !ok || i.node.cfg.Snapshots == nil {
@@ -86,12 +107,12 @@ func (i *Instance) Save(ctx context.Context, force bool) error {
 	if i.use != nil {
 		w.Boot, w.Generation = i.use.Boot, i.use.Generation+1
 		// One that would be too deep is whole, and the start of a new chain.
-		o.Diff = i.driver.Capabilities().LayeredSnapshot && len(i.use.Image.Dirs) <= i.node.cfg.MaxDiffs
+		o.Diff = i.driver.Capabilities().LayeredSnapshot && len(i.use.Image.Dirs) <= i.options.Diffs
 	}
 	err := i.node.cfg.Snapshots.Create(ctx, w, o, func(ctx context.Context, dir string, diff bool) error {
 		return i.save(ctx, saver, sandbox.SaveOptions{Dir: dir, Diff: diff})
 	})
-	if errors.Is(err, snapshots.ErrHave) || errors.Is(err, snapshots.ErrNotNow) && !force {
+	if errors.Is(err, snapshots.ErrHave) {
 		return nil
 	}
 	if err == nil {
@@ -105,12 +126,16 @@ func (i *Instance) save(ctx context.Context, saver sandbox.Saver, o sandbox.Save
 	if err := i.tell(ctx, i.options.Before); err != nil {
 		return errors.Join(fmt.Errorf("before-snapshot hook: %w", err), i.goOn(ctx))
 	}
-	saving, cancel := context.WithTimeout(ctx, saveTimeout)
+	saving, cancel := context.WithTimeout(ctx, i.node.saveTimeout)
 	err := saver.Save(saving, o)
 	cancel()
-	if i.ended() {
+	patience := time.Millisecond
+	if err != nil { // the sandbox's end may be why, and not be known yet
+		patience = i.node.endPatience
+	}
+	if i.ended(patience) {
 		i.savedToEnd.Store(true)
-		return errors.Join(err, errEndedBySnapshot)
+		return errors.Join(err, ErrEndedBySnapshot)
 	}
 	return errors.Join(err, i.goOn(ctx))
 }
@@ -126,12 +151,12 @@ func (i *Instance) goOn(ctx context.Context) error {
 	i.savedToEnd.Store(true)
 	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
 	defer cancel()
-	return errors.Join(fmt.Errorf("after-restore hook of the instance that goes on: %w", err), i.sandbox.Destroy(ctx))
+	return errors.Join(fmt.Errorf("after-restore hook of the instance that goes on: %w", err), ErrEndedBySnapshot, i.sandbox.Destroy(ctx))
 }
 
-// ended tells whether the function's process is known to have ended.
-func (i *Instance) ended() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+// ended tells whether the function's process has ended, or does so in a moment.
+func (i *Instance) ended(patience time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	_, err := i.sandbox.Wait(ctx)
 	return err == nil || ctx.Err() == nil

@@ -1,6 +1,7 @@
 package serving
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"time"
@@ -24,6 +25,9 @@ const (
 	// SnapshotPoolAnnotation says how many sandboxes are kept prepared: a
 	// number or auto.
 	SnapshotPoolAnnotation = "skep.dev/snapshot-pool"
+	// SnapshotDiffsAnnotation says how many differences may lie on a whole
+	// snapshot: a number.
+	SnapshotDiffsAnnotation = "skep.dev/snapshot-diffs"
 	// WorkingSetAnnotation says how recordings of working sets become one: last,
 	// union or intersection.
 	WorkingSetAnnotation = "skep.dev/snapshot-working-set"
@@ -53,26 +57,39 @@ func snapshotOptions(annotations map[string]string, o snapshots.Options) (_ snap
 	}{
 		{SnapshotPolicyAnnotation, func(s string) (err error) {
 			o.Policy, err = snapshots.ParsePolicy(s)
-			o.Must = true
+			o.Asked.Policy = unless(s == "off", SnapshotPolicyAnnotation)
 			return err
 		}},
 		{SnapshotRestoreAnnotation, func(s string) error {
-			err := o.SetRestore(s)
-			o.Must = o.Must || o.Mode != ""
+			o.Asked.Restore = unless(s == "auto" || s == "off", SnapshotRestoreAnnotation)
+			return o.SetRestore(s)
+		}},
+		{SnapshotPoolAnnotation, func(s string) (err error) {
+			o.Pool, err = snapshots.ParsePool(s)
+			o.Asked.Pool = unless(o.Pool == snapshots.Fixed(0), SnapshotPoolAnnotation)
 			return err
 		}},
-		{SnapshotPoolAnnotation, func(s string) (err error) { o.Pool, err = snapshots.ParsePool(s); return err }},
-		{WorkingSetAnnotation, func(s string) (err error) { o.WorkingSet, err = snapshots.ParseWorkingSets(s); return err }},
-		{BeforePathAnnotation, func(s string) (err error) { o.Before.Path, err = snapshots.ParsePath(s); return err }},
-		{AfterPathAnnotation, func(s string) (err error) { o.After.Path, err = snapshots.ParsePath(s); return err }},
-		{BeforeSignalAnnotation, func(s string) (err error) { o.Before.Signal, err = snapshots.ParseSignal(s); return err }},
-		{AfterSignalAnnotation, func(s string) (err error) { o.After.Signal, err = snapshots.ParseSignal(s); return err }},
+		{SnapshotDiffsAnnotation, func(s string) (err error) {
+			o.Diffs, err = snapshots.ParseDiffs(s)
+			o.Asked.Diffs = unless(o.Diffs == 0, SnapshotDiffsAnnotation)
+			return err
+		}},
+		{WorkingSetAnnotation, func(s string) (err error) {
+			o.WorkingSet, err = snapshots.ParseWorkingSets(s)
+			o.Asked.WorkingSet = WorkingSetAnnotation
+			return err
+		}},
+		{BeforePathAnnotation, hook(&o, BeforePathAnnotation, &o.Before.Path, snapshots.ParsePath)},
+		{AfterPathAnnotation, hook(&o, AfterPathAnnotation, &o.After.Path, snapshots.ParsePath)},
+		{BeforeSignalAnnotation, hook(&o, BeforeSignalAnnotation, &o.Before.Signal, snapshots.ParseSignal)},
+		{AfterSignalAnnotation, hook(&o, AfterSignalAnnotation, &o.After.Signal, snapshots.ParseSignal)},
 		{HookTimeoutAnnotation, func(s string) error {
 			t, err := time.ParseDuration(s)
 			if err != nil || t <= 0 || t > snapshots.MaxHookTimeout {
 				return fmt.Errorf("%q is not a duration such as 5s, of at most %s", s, snapshots.MaxHookTimeout)
 			}
 			o.Before.Timeout, o.After.Timeout = t, t
+			o.Asked.Hook = cmp.Or(o.Asked.Hook, HookTimeoutAnnotation)
 			return nil
 		}},
 	} {
@@ -83,6 +100,23 @@ func snapshotOptions(annotations map[string]string, o snapshots.Options) (_ snap
 		}
 	}
 	return o, nil
+}
+
+// hook reads a part of a hook.
+func hook[T any](o *snapshots.Options, name string, to *T, parse func(string) (T, error)) func(string) error {
+	return func(s string) (err error) {
+		*to, err = parse(s)
+		o.Asked.Hook = cmp.Or(o.Asked.Hook, name)
+		return err
+	}
+}
+
+// unless is the name of what was asked for, unless that is nothing.
+func unless(nothing bool, name string) string {
+	if nothing {
+		return ""
+	}
+	return name
 }
 
 // ValidateAnnotations checks Skep's own annotations of a revision template.

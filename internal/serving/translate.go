@@ -261,7 +261,15 @@ func (p *plan) scale(r *v1.Revision, _ *corev1.Container, d Defaults) error {
 			return fmt.Errorf("spec.template.metadata.annotations.%s: %w", f.kv[0], err)
 		}
 	}
-	policy.StableWindow = min(policy.StableWindow, max(policy.IdleAfter, time.Second))
+	window, retention := get(a, autoscaling.WindowAnnotation), get(a, autoscaling.ScaleToZeroPodRetentionPeriodAnnotation)
+	switch {
+	case window == nil: // a node that gives up idle instances early does so with all
+		policy.StableWindow = min(policy.StableWindow, max(policy.IdleAfter, time.Second))
+	case policy.StableWindow < autoscaling.WindowMin || policy.StableWindow > autoscaling.WindowMax:
+		return fmt.Errorf("spec.template.metadata.annotations.%s: %s is not between %s and %s", window[0], window[1], autoscaling.WindowMin, autoscaling.WindowMax)
+	case retention == nil: // as in Knative: the last one goes after the window, too
+		policy.IdleAfter = policy.StableWindow
+	}
 	if cc := p.gateway.ContainerConcurrency; policy.Target == 0 {
 		policy.Target = defaultTarget
 		if cc > 0 {

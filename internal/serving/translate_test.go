@@ -117,6 +117,42 @@ spec:
 	}
 }
 
+// The window of a revision is honoured, whatever the node's idle time is.
+func TestTranslateWindow(t *testing.T) {
+	for _, tt := range []struct {
+		node              time.Duration
+		window, retention string // "": no annotation
+		wantWindow, idle  time.Duration
+	}{
+		{time.Minute, "", "", time.Minute, time.Minute},
+		{time.Second, "", "", time.Second, time.Second},
+		{5 * time.Minute, "", "", time.Minute, 5 * time.Minute},
+		{time.Minute, "6s", "", 6 * time.Second, 6 * time.Second},
+		{time.Minute, "10m", "", 10 * time.Minute, 10 * time.Minute},
+		{time.Second, "1h", "", time.Hour, time.Hour},
+		{time.Minute, "6s", "90s", 6 * time.Second, 90 * time.Second},
+		{time.Minute, "10m", "0s", 10 * time.Minute, 0}, // in effect the window
+	} {
+		annotations := map[string]string{}
+		if tt.window != "" {
+			annotations["autoscaling.knative.dev/window"] = tt.window
+		}
+		if tt.retention != "" {
+			annotations["autoscaling.knative.dev/scale-to-zero-pod-retention-period"] = tt.retention
+		}
+		r := revisionFrom(t, `{spec: {containers: [{image: hello}]}}`)
+		r.Annotations = annotations
+		p, err := translate(r, Defaults{Driver: "gvisor", IdleAfter: tt.node})
+		if err != nil {
+			t.Errorf("%+v: %v", tt, err)
+			continue
+		}
+		if a := p.fleet.Policy; a.StableWindow != tt.wantWindow || a.IdleAfter != tt.idle {
+			t.Errorf("%+v: window %s, idle after %s", tt, a.StableWindow, a.IdleAfter)
+		}
+	}
+}
+
 // What is wrong is refused with the field's name; what is not supported is
 // never ignored.
 func TestTranslateErrors(t *testing.T) {
@@ -146,6 +182,8 @@ func TestTranslateErrors(t *testing.T) {
 		{"min scale", annotation("autoscaling.knative.dev/min-scale", "-1"), "min-scale"},
 		{"target", annotation("autoscaling.knative.dev/target", "0"), "target"},
 		{"window", annotation("autoscaling.knative.dev/window", "wide"), "window"},
+		{"short window", annotation("autoscaling.knative.dev/window", "5s"), "window: 5s is not between 6s and 1h"},
+		{"long window", annotation("autoscaling.knative.dev/window", "61m"), "window: 61m is not between 6s and 1h"},
 		{"min above max", `{metadata: {annotations: {autoscaling.knative.dev/min-scale: "3", autoscaling.knative.dev/max-scale: "2"}}, spec: {containers: [{image: i}]}}`, "3 is above"},
 	}
 	for _, tt := range tests {

@@ -9,11 +9,11 @@ import (
 	"github.com/skep-dev/skep/internal/node/snapshots"
 )
 
-// TestRefine: with vHive's --upf on a driver that records working sets and
+// TestRefine: with vHive's --snapshots --upf on a driver that records working sets and
 // saves differences, a snapshot is refined from one restore to the next.
 func TestRefine(t *testing.T) {
 	t.Parallel()
-	s := up(t, "--idle-after", "1s", "--sandbox", "qemu", "--upf").importProbe()
+	s := up(t, "--idle-after", "1s", "--sandbox", "qemu", "--snapshots", "--upf").importProbe()
 	name := s.annotatedMode("refine", "qemu", "ballast", map[string]string{
 		"skep.dev/snapshot-policy": "after-ready,after-n=2", "skep.dev/snapshot-working-set": "union", retention: "3s",
 	})

@@ -88,6 +88,7 @@ type entry struct {
 	// loading is closed when the store's snapshot is here, or cannot be.
 	loading         chan struct{}
 	saves, restores backoff
+	refines         backoff              // saves of what was restored: that restoring works says nothing of them
 	foreign         map[snapshot.ID]bool // was told
 	alien           map[snapshot.ID]alien
 	unrecorded      int // recordings that failed, in all

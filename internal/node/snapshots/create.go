@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/skep-dev/skep/internal/snapshot"
 )
@@ -33,18 +34,41 @@ func (c *Catalog) Create(ctx context.Context, w Want, o CreateOptions, save func
 	e := c.key(w.Key)
 	e.saving = false
 	if err != nil {
-		e.saves.failed(c.cfg.Now())
+		e.tries(o).failed(c.cfg.Now())
 		c.mu.Unlock()
 		c.metrics.saves.WithLabelValues("failed").Inc()
 		c.tell(w.manifest().Labels, ReasonFailed, fmt.Errorf("save: %w", err))
 		return err
 	}
 	c.metrics.saves.WithLabelValues("ok").Inc()
+	e.refines.worked()
 	e.restores.worked() // it is another one than that which failed
 	c.put(e, l)
 	c.mu.Unlock()
 	c.poke()
 	return nil
+}
+
+// SaveAfter is until when no snapshot is made of a key after failures, unless
+// it is forced; the zero time if there were none.
+func (c *Catalog) SaveAfter(key string) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.keys[key]; e != nil {
+		if e.refines.until.After(e.saves.until) {
+			return e.refines.until
+		}
+		return e.saves.until
+	}
+	return time.Time{}
+}
+
+// tries is the back-off for a snapshot that is made in this way.
+func (e *entry) tries(o CreateOptions) *backoff {
+	if o.On != nil {
+		return &e.refines
+	}
+	return &e.saves
 }
 
 // put makes a copy that of its key. The caller holds mu.
@@ -63,17 +87,17 @@ func (c *Catalog) begin(w Want, o CreateOptions) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.key(w.Key)
+	refines := o.On != nil && e.copy == o.On.l
 	switch {
 	case c.closed:
 		return fmt.Errorf("%w: the node is closed", ErrNotNow)
 	case e.saving:
 		return fmt.Errorf("%w: one is being made", ErrNotNow)
-	case o.Force:
-	case o.On != nil && e.copy == o.On.l:
-	case e.copy != nil || c.match(e, w) != nil:
+	case !o.Force && !refines && (e.copy != nil || c.match(e, w) != nil):
 		return ErrHave
-	case e.saves.blocked(c.cfg.Now()):
-		return fmt.Errorf("%w: the last %d failed; not before %s", ErrNotNow, e.saves.failures, e.saves.until.Format("15:04:05"))
+	}
+	if b := e.tries(o); !o.Force && b.blocked(c.cfg.Now()) {
+		return fmt.Errorf("%w: the last %d failed; not before %s", ErrNotNow, b.failures, b.until.Format("15:04:05"))
 	}
 	e.saving = true
 	return nil

@@ -8,8 +8,10 @@
 package snapshots
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -30,9 +32,9 @@ type Options struct {
 	Mode sandbox.RestoreMode
 	// Always: they are also where booting has proved to be faster.
 	Always bool
-	// Must: it is an error if the driver does not have the Mode, or cannot make
-	// the snapshots that Policy asks for. Otherwise it does what it can.
-	Must bool
+	// Diffs is how many differences may lie on a whole snapshot: one that is
+	// restored and saved again holds only what changed. 0: they are all whole.
+	Diffs int
 	// WorkingSet says what becomes of the working set that was there when it is
 	// recorded anew; "" means LastSet.
 	WorkingSet WorkingSets
@@ -41,7 +43,18 @@ type Options struct {
 	// Before is told to the function before a snapshot is made, After when it
 	// goes on or was restored.
 	Before, After Hook
+	// Asked is what of this the service itself asks for.
+	Asked Asked
 }
+
+// Asked names, of each part of Options that a service has asked for, the
+// annotation; "" of what it has not, or what is nothing, as a pool of 0. It is
+// an error if what was asked for cannot be done; of the rest, a driver does what
+// it can.
+type Asked struct{ Policy, Restore, Pool, Diffs, WorkingSet, Hook string }
+
+// MaxDiffs bounds Options.Diffs: each is to be opened at a start.
+const MaxDiffs = 8
 
 // Hook is how a function is told something. The zero value is not at all.
 type Hook struct {
@@ -59,6 +72,15 @@ const MaxHookTimeout = 5 * time.Minute
 // Modes are the restore modes that can be asked for.
 var Modes = []sandbox.RestoreMode{
 	sandbox.RestoreMap, sandbox.RestoreHint, sandbox.RestoreEager, sandbox.RestorePager, sandbox.RestoreBackground,
+}
+
+// ParseDiffs reads Options.Diffs.
+func ParseDiffs(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > MaxDiffs {
+		return 0, fmt.Errorf("%q is not a number from 0 to %d", s, MaxDiffs)
+	}
+	return n, nil
 }
 
 // SetRestore sets Restore, Always and Mode: "auto" restores unless booting has
@@ -130,20 +152,55 @@ func ParsePath(s string) (string, error) {
 	return s, nil
 }
 
-// Check says whether a driver with these capabilities can do what is asked
-// for, and returns what is to be done there.
-func (o Options) Check(driver string, can sandbox.Capabilities) (Options, error) {
-	if !can.Snapshot {
-		if o.Must && (o.Mode != "" || o.Policy != nil && o.Policy.String() != "off") {
-			return o, fmt.Errorf("the sandbox driver %s can make no snapshots: choose another with skep.dev/sandbox, or set skep.dev/snapshot-policy: off and no restore mode", driver)
+// Check says whether what is asked for can be done by a driver with these
+// capabilities, on a node where snapshots are on or off, and returns what is to
+// be done there. The error names the annotation, and what to change.
+func (o Options) Check(driver string, can sandbox.Capabilities, on bool) (Options, error) {
+	if !on || !can.Snapshot {
+		a := o.Asked
+		name := cmp.Or(a.Policy, a.Restore, a.Pool, a.Diffs, a.WorkingSet, a.Hook)
+		switch {
+		case name == "":
+			return Options{}, nil
+		case !on:
+			return o, fmt.Errorf("annotation %s: there are no snapshots on this node: start `skep up` without --snapshots=false or --snapshot-profile none, or remove the annotation", name)
 		}
-		return Options{}, nil
+		return o, fmt.Errorf("annotation %s: the sandbox driver %s can make no snapshots: choose another with skep.dev/sandbox, or remove the annotation", name, driver)
 	}
 	if o.Mode != "" && !slices.Contains(can.RestoreModes, o.Mode) {
-		if o.Must {
-			return o, fmt.Errorf("the sandbox driver %s cannot restore with %q; it can with %v", driver, o.Mode, can.RestoreModes)
+		if o.Asked.Restore != "" {
+			return o, fmt.Errorf("annotation %s: the sandbox driver %s cannot restore with %q: choose one of auto, always, off, %s", o.Asked.Restore, driver, o.Mode, join(can.RestoreModes))
 		}
 		o.Mode = ""
 	}
+	switch {
+	case o.Asked.Pool != "" && !o.Restore:
+		return o, fmt.Errorf("annotation %s: instances are not restored, which a pool is for: set skep.dev/snapshot-restore: auto, or remove the annotation", o.Asked.Pool)
+	case o.Asked.Diffs != "" && !can.LayeredSnapshot:
+		return o, fmt.Errorf("annotation %s: the sandbox driver %s saves no differences: choose another with skep.dev/sandbox, or remove the annotation", o.Asked.Diffs, driver)
+	case o.Asked.WorkingSet != "" && !can.OnDemandMemory:
+		return o, fmt.Errorf("annotation %s: the sandbox driver %s records no working sets: choose another with skep.dev/sandbox, or remove the annotation", o.Asked.WorkingSet, driver)
+	case o.Asked.WorkingSet != "" && (!o.Restore || !Records(can, o.Mode)):
+		return o, fmt.Errorf("annotation %s: instances are restored in a way that needs no working set, or not at all: set skep.dev/snapshot-restore to auto, always, %s or %s, or remove the annotation",
+			o.Asked.WorkingSet, sandbox.RestoreHint, sandbox.RestorePager)
+	}
 	return o, nil
+}
+
+// Records tells whether a working set is of use: to those modes that load it
+// ahead, with a driver that can record one.
+func Records(can sandbox.Capabilities, mode sandbox.RestoreMode) bool {
+	switch mode {
+	case "", sandbox.RestoreHint, sandbox.RestorePager:
+		return can.OnDemandMemory
+	}
+	return false
+}
+
+func join(modes []sandbox.RestoreMode) string {
+	var names []string
+	for _, m := range modes {
+		names = append(names, string(m))
+	}
+	return strings.Join(names, ", ")
 }

@@ -105,26 +105,44 @@ func TestBackoff(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	t.Parallel()
-	can := sandbox.Capabilities{Snapshot: true, RestoreModes: []sandbox.RestoreMode{sandbox.RestoreEager}}
-	off, _ := ParsePolicy("off")
+	none, can := sandbox.Capabilities{}, sandbox.Capabilities{Snapshot: true, RestoreModes: []sandbox.RestoreMode{sandbox.RestoreEager}}
+	paging := sandbox.Capabilities{Snapshot: true, LayeredSnapshot: true, OnDemandMemory: true, RestoreModes: []sandbox.RestoreMode{sandbox.RestoreEager, sandbox.RestorePager}}
 	for _, tt := range []struct {
 		name string
 		o    Options
 		can  sandbox.Capabilities
+		off  bool // no snapshots on the node
 		mode sandbox.RestoreMode
-		bad  bool
+		bad  string // in the error, with the annotation's name; "": none
 	}{
-		{"default", Options{Policy: DefaultPolicy, Restore: true}, can, "", false},
-		{"mode", Options{Mode: sandbox.RestoreEager, Must: true}, can, sandbox.RestoreEager, false},
-		{"default mode it cannot", Options{Mode: sandbox.RestorePager}, can, "", false},
-		{"mode it cannot", Options{Mode: sandbox.RestorePager, Must: true}, can, "", true},
-		{"no snapshots", Options{Policy: DefaultPolicy, Restore: true}, sandbox.Capabilities{}, "", false},
-		{"policy without snapshots", Options{Policy: DefaultPolicy, Must: true}, sandbox.Capabilities{}, "", true},
-		{"off without snapshots", Options{Policy: off, Must: true}, sandbox.Capabilities{}, "", false},
+		{name: "default", o: Options{Policy: DefaultPolicy, Restore: true}, can: can},
+		{name: "mode", o: Options{Mode: sandbox.RestoreEager, Asked: Asked{Restore: "x"}}, can: can, mode: sandbox.RestoreEager},
+		{name: "default mode it cannot", o: Options{Mode: sandbox.RestorePager}, can: can},
+		{name: "mode it cannot", o: Options{Mode: sandbox.RestorePager, Asked: Asked{Restore: "x"}}, can: can, bad: "auto, always, off, eager"},
+		{name: "no snapshots", o: Options{Policy: DefaultPolicy, Restore: true}, can: none},
+		{name: "switched off", o: Options{Policy: DefaultPolicy, Restore: true}, can: can, off: true},
+		{name: "policy", o: Options{Asked: Asked{Policy: "x"}}, can: none, bad: "skep.dev/sandbox"},
+		{name: "restore", o: Options{Asked: Asked{Restore: "x"}}, can: none, bad: "skep.dev/sandbox"},
+		{name: "pool", o: Options{Asked: Asked{Pool: "x"}}, can: none, bad: "skep.dev/sandbox"},
+		{name: "diffs", o: Options{Asked: Asked{Diffs: "x"}}, can: none, bad: "skep.dev/sandbox"},
+		{name: "working set", o: Options{Asked: Asked{WorkingSet: "x"}}, can: none, bad: "skep.dev/sandbox"},
+		{name: "hook", o: Options{Asked: Asked{Hook: "x"}}, can: none, bad: "skep.dev/sandbox"},
+		{name: "switched off, but asked for", o: Options{Asked: Asked{Hook: "x"}}, can: can, off: true, bad: "--snapshots=false"},
+		{name: "pool without restores", o: Options{Asked: Asked{Pool: "x"}}, can: can, bad: "skep.dev/snapshot-restore: auto"},
+		{name: "pool with restores", o: Options{Restore: true, Asked: Asked{Pool: "x"}}, can: can},
+		{name: "no differences", o: Options{Asked: Asked{Diffs: "x"}}, can: can, bad: "no differences"},
+		{name: "differences", o: Options{Asked: Asked{Diffs: "x"}}, can: paging},
+		{name: "no recording", o: Options{Restore: true, Asked: Asked{WorkingSet: "x"}}, can: can, bad: "no working sets"},
+		{name: "a mode that records nothing", o: Options{Restore: true, Mode: sandbox.RestoreEager, Asked: Asked{WorkingSet: "x"}}, can: paging, mode: sandbox.RestoreEager, bad: "needs no working set"},
+		{name: "no restores to record", o: Options{Asked: Asked{WorkingSet: "x"}}, can: paging, bad: "needs no working set"},
+		{name: "recording", o: Options{Restore: true, Asked: Asked{WorkingSet: "x"}}, can: paging},
 	} {
-		got, err := tt.o.Check("d", tt.can)
-		if (err != nil) != tt.bad || err == nil && got.Mode != tt.mode || !tt.can.Snapshot && err == nil && got.Restore {
+		got, err := tt.o.Check("d", tt.can, !tt.off)
+		switch {
+		case tt.bad == "" && err != nil, err == nil && got.Mode != tt.mode, err == nil && (tt.off || !tt.can.Snapshot) && got.Restore:
 			t.Errorf("%s: %+v, %v", tt.name, got, err)
+		case tt.bad != "" && (err == nil || !strings.Contains(err.Error(), tt.bad) || !strings.HasPrefix(err.Error(), "annotation x: ")):
+			t.Errorf("%s: %v, want one with %q", tt.name, err, tt.bad)
 		}
 	}
 }
@@ -144,6 +162,9 @@ func FuzzAnnotations(f *testing.F) {
 		}
 		if path, err := ParsePath(s); err == nil && strings.ContainsAny(path, " \r\n") {
 			t.Errorf("path %q", s)
+		}
+		if n, err := ParseDiffs(s); err == nil && (n < 0 || n > MaxDiffs) {
+			t.Errorf("differences %q", s)
 		}
 		_ = new(Options).SetRestore(s)
 		_, _ = ParseSignal(s)

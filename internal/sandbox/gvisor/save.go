@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/state/statefile"
@@ -15,9 +16,14 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
+// saveGrace is how long a sandbox may take, when nobody wants its snapshot any
+// more, to end writing it.
+const saveGrace = 10 * time.Second
+
 // Save implements sandbox.Saver. gVisor cannot be interrupted in it: when ctx
-// ends Save returns at once, and the sandbox stands still until it has written
-// what nobody wants any more.
+// ends the sandbox stands still until it has written what nobody wants any more.
+// One that has not within the grace is destroyed: whoever has it for running
+// would send it requests, and wait for ever.
 //
 // The sandbox stands still while it writes all its pages, also for a difference:
 // gVisor does not know which of them have changed. They are compared when it
@@ -28,7 +34,7 @@ func (s *instance) Save(ctx context.Context, o sandbox.SaveOptions) error {
 		err = errors.New("save a difference: the sandbox was booted, there is nothing that it differs from")
 	}
 	if err == nil {
-		err = s.save(ctx, o)
+		err = s.save(ctx, o, saveGrace)
 	}
 	if err != nil {
 		return fmt.Errorf("save gVisor sandbox %s: %w", s.spec.ID, err)
@@ -36,7 +42,7 @@ func (s *instance) Save(ctx context.Context, o sandbox.SaveOptions) error {
 	return nil
 }
 
-func (s *instance) save(ctx context.Context, o sandbox.SaveOptions) (err error) {
+func (s *instance) save(ctx context.Context, o sandbox.SaveOptions, grace time.Duration) (err error) {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -52,11 +58,12 @@ func (s *instance) save(ctx context.Context, o sandbox.SaveOptions) (err error) 
 		return err
 	}
 	x := index{ID: sandbox.NewID()}
-	done := make(chan error, 1)
+	goesOn, done := make(chan struct{}), make(chan error, 1)
 	go func() {
 		defer func() { <-s.saving }()
 		x.Mounts = s.mountedDisks() // no more come
 		err := checkpoint(context.WithoutCancel(ctx), s.socket, files.files())
+		close(goesOn)
 		if err == nil {
 			x.Pages, err = s.layOut(ctx, files, o.Diff)
 		}
@@ -66,7 +73,7 @@ func (s *instance) save(ctx context.Context, o sandbox.SaveOptions) (err error) 
 	case err = <-done:
 		err = notRunning(err)
 	case <-ctx.Done():
-		err = context.Cause(ctx)
+		err = errors.Join(context.Cause(ctx), s.awaitGoesOn(ctx, goesOn, grace))
 	}
 	if err == nil {
 		if o.Diff {
@@ -78,6 +85,25 @@ func (s *instance) save(ctx context.Context, o sandbox.SaveOptions) (err error) 
 		err = errors.Join(err, removeImage(o.Dir))
 	}
 	return err
+}
+
+// awaitGoesOn waits until a sandbox has ended a checkpoint that nobody wants,
+// and destroys it if it does not.
+func (s *instance) awaitGoesOn(ctx context.Context, goesOn <-chan struct{}, grace time.Duration) error {
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-goesOn:
+		return nil
+	case <-s.life.Done():
+		return sandbox.ErrNotRunning
+	case <-t.C:
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	return errors.Join(
+		fmt.Errorf("the sandbox still stood still %s after the end of its time, and was destroyed: %w", grace, sandbox.ErrNotRunning),
+		s.Destroy(ctx))
 }
 
 // checkpoint has the sandbox at socket write a snapshot to files, and go on.

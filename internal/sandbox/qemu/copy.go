@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -36,7 +37,7 @@ func (r *ram) apply(layers []pager.Layer) error {
 
 // copyShared copies the memory of a machine that was booted: holes stay holes,
 // and pages of zeros become some.
-func copyShared(to, memory *os.File, size int64) error {
+func copyShared(ctx context.Context, to, memory *os.File, size int64) error {
 	l, err := pager.SparseLayer(memory)
 	if err != nil {
 		return err
@@ -45,6 +46,9 @@ func copyShared(to, memory *os.File, size int64) error {
 	buf := make([]byte, copyChunk)
 	for _, e := range l.Extents {
 		for done := int64(0); done < e.Length; {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			p := buf[:min(copyChunk, e.Length-done)]
 			if _, err := memory.ReadAt(p, e.FileOffset+done); err != nil {
 				return fmt.Errorf("read guest memory: %w", err)
@@ -59,10 +63,10 @@ func copyShared(to, memory *os.File, size int64) error {
 }
 
 // copyChanged copies the pages that differ from the image's.
-func (r *ram) copyChanged(to *os.File, image io.ReaderAt) error {
+func (r *ram) copyChanged(ctx context.Context, to *os.File, image io.ReaderAt) error {
 	w := sparseWriter{f: to}
 	was := make([]byte, copyChunk)
-	err := r.eachOwn(func(p []byte, offset int64) error {
+	err := r.eachOwn(ctx, func(p []byte, offset int64) error {
 		was := was[:len(p)]
 		if _, err := image.ReadAt(was, offset); err != nil {
 			return fmt.Errorf("read the image: %w", err)
@@ -81,7 +85,7 @@ func (r *ram) copyChanged(to *os.File, image io.ReaderAt) error {
 }
 
 // copyWhole copies all memory: the image's, and what has changed since.
-func (r *ram) copyWhole(to *os.File, image pager.Source) error {
+func (r *ram) copyWhole(ctx context.Context, to *os.File, image pager.Source) error {
 	own, err := r.private()
 	if err != nil {
 		return err
@@ -89,6 +93,9 @@ func (r *ram) copyWhole(to *os.File, image pager.Source) error {
 	w := sparseWriter{f: to}
 	buf := make([]byte, copyChunk)
 	for offset := int64(0); offset < r.size; offset += copyChunk {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		p := buf[:min(copyChunk, r.size-offset)]
 		mine := own[offset/pageSize : (offset+int64(len(p)))/pageSize]
 		if err := r.chunk(p, offset, mine, image); err != nil {
@@ -115,7 +122,7 @@ func (r *ram) chunk(p []byte, offset int64, own []bool, image pager.Source) erro
 }
 
 // eachOwn calls f with the guest's own pages, in pieces of at most copyChunk.
-func (r *ram) eachOwn(f func(p []byte, offset int64) error) error {
+func (r *ram) eachOwn(ctx context.Context, f func(p []byte, offset int64) error) error {
 	own, err := r.private()
 	if err != nil {
 		return err
@@ -123,6 +130,9 @@ func (r *ram) eachOwn(f func(p []byte, offset int64) error) error {
 	buf := make([]byte, copyChunk)
 	return eachRun(own, func(first, n int) error {
 		for n > 0 {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			p := buf[:min(n*pageSize, copyChunk)]
 			if err := r.read(p, int64(first)*pageSize); err != nil {
 				return err

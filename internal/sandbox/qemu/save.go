@@ -28,12 +28,29 @@ func (b *box) Save(ctx context.Context, o sandbox.SaveOptions) error {
 		if err != nil {
 			return err
 		}
-		err = b.save(ctx, o, to)
-		if err == nil {
-			err = to.Sync()
+		if err = b.save(ctx, o, to); err != nil {
+			return errors.Join(err, to.Close())
 		}
-		return errors.Join(err, to.Close())
+		return syncAndClose(ctx, to)
 	})
+}
+
+type syncCloser interface {
+	Sync() error
+	Close() error
+}
+
+// syncAndClose has a file written to disk. That cannot be interrupted: when ctx
+// ends nobody waits for it any more.
+func syncAndClose(ctx context.Context, f syncCloser) error {
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(f.Sync(), f.Close()) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("write the snapshot to disk: %w", context.Cause(ctx))
+	}
 }
 
 func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File) error {
@@ -45,7 +62,7 @@ func (b *box) save(ctx context.Context, o sandbox.SaveOptions, to *os.File) erro
 	}
 	var devices []byte
 	token, marks, err := b.Suspended(ctx, func() (err error) {
-		devices, err = b.freeze(ctx, func() error { return b.copyMemory(to, o.Diff) })
+		devices, err = b.freeze(ctx, func() error { return b.copyMemory(ctx, to, o.Diff) })
 		return err
 	})
 	if err != nil {
@@ -84,14 +101,15 @@ func (v *vm) stop(ctx context.Context) error {
 	return v.qmp.Execute(ctx, "stop", nil, nil)
 }
 
-func (b *box) copyMemory(to *os.File, diff bool) error {
+// copyMemory ends with ctx: the machine stands still meanwhile.
+func (b *box) copyMemory(ctx context.Context, to *os.File, diff bool) error {
 	switch {
 	case b.image == nil:
-		return copyShared(to, b.memory, b.saved.MemoryMiB*mib)
+		return copyShared(ctx, to, b.memory, b.saved.MemoryMiB*mib)
 	case diff:
-		return b.image.ram.copyChanged(to, b.image.Source)
+		return b.image.ram.copyChanged(ctx, to, b.image.Source)
 	default:
-		return b.image.ram.copyWhole(to, b.image.Source)
+		return b.image.ram.copyWhole(ctx, to, b.image.Source)
 	}
 }
 
