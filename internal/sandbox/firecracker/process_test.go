@@ -110,6 +110,7 @@ func TestJail(t *testing.T) {
 			t.Errorf("namespace %s: ours %s, the monitor's %s, %v, %v", ns, ours, theirs, err1, err2)
 		}
 	}
+	CheckFilters(t, v.Pid(), "fc_api") // the others begin with the machine
 	if pids, err := g.Procs(); err != nil || len(pids) != 1 || pids[0] != v.Pid() {
 		t.Errorf("the cgroup has %v, %v", pids, err)
 	}

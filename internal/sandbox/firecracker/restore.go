@@ -150,15 +150,7 @@ func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore) ([]bi
 		}
 		return nil, os.Chown(path, b.jail.uid, b.jail.uid)
 	}
-	// The monitor opens it as a user of its own. What keeps others away is its
-	// folder.
-	f := b.image.Files[0]
-	info, err := f.Stat()
-	if err == nil && info.Mode()&0o004 == 0 {
-		err = f.Chmod(info.Mode().Perm() | 0o044)
-	}
-	if err != nil {
-		return nil, err
-	}
+	// It is left as it is, also its times: whoever keeps it tells by them that
+	// nobody has changed it.
 	return []bind{{filepath.Join(r.Image.Dirs[0], sandbox.FileMemory), memoryPath}}, nil
 }
