@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -125,19 +126,68 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	if err := b.vm.api.LoadSnapshot(ctx, load); err != nil {
 		return fmt.Errorf("%w; %w", err, b.vm.Explain())
 	}
-	if b.Origin.NewDisks {
-		// So that the guest learns of other sizes.
-		for i := range b.Spec.Disks {
-			if err := b.vm.api.PatchDrive(ctx, fcapi.DriveUpdate{ID: fmt.Sprintf("disk%d", i), Path: diskPath(i)}); err != nil {
-				return err
-			}
-		}
+	if err := b.update(ctx, saved.Limits); err != nil {
+		return err
 	}
 	b.AddPhase("load", begin)
 	if r.Ahead && !r.Record {
 		return b.Ahead(ctx)
 	}
 	return nil
+}
+
+// update gives a machine that was loaded what is this node's: disks, limits and
+// metadata. was is what the snapshot has.
+func (b *box) update(ctx context.Context, was limits) error {
+	now, api := b.limits(), b.vm.api
+	disk := changed(was.Disk, now.Disk)
+	for i := range b.Spec.Disks {
+		u := fcapi.DriveUpdate{ID: fmt.Sprintf("disk%d", i), RateLimiter: disk}
+		if b.Origin.NewDisks {
+			u.Path = diskPath(i) // so that the guest learns of other sizes
+		}
+		if u.Path == "" && disk == nil {
+			continue
+		}
+		if err := api.PatchDrive(ctx, u); err != nil {
+			return err
+		}
+	}
+	if disk != nil {
+		if err := api.PatchDrive(ctx, fcapi.DriveUpdate{ID: rootDrive, RateLimiter: disk}); err != nil {
+			return err
+		}
+	}
+	if rx, tx := changed(was.Receive, now.Receive), changed(was.Send, now.Send); rx != nil || tx != nil {
+		if err := api.PatchNetworkInterface(ctx, fcapi.NetworkInterfaceUpdate{ID: netCard, RX: rx, TX: tx}); err != nil {
+			return err
+		}
+	}
+	if was.BalloonMiB != now.BalloonMiB {
+		if err := api.PatchBalloon(ctx, fcapi.BalloonUpdate{AmountMiB: now.BalloonMiB}); err != nil {
+			return err
+		}
+	}
+	if b.d.conf.MMDS != nil { // which is not in the snapshot
+		return api.PutMMDS(ctx, b.d.conf.MMDS)
+	}
+	return nil
+}
+
+// changed is what to update a limit with; nil if it is the same. A bucket of
+// nothing is no limit.
+func changed(was, now *fcapi.RateLimiter) *fcapi.RateLimiter {
+	if reflect.DeepEqual(was, now) {
+		return nil
+	}
+	u := fcapi.RateLimiter{Bandwidth: &fcapi.TokenBucket{}, Ops: &fcapi.TokenBucket{}}
+	if now != nil && now.Bandwidth != nil {
+		u.Bandwidth = now.Bandwidth
+	}
+	if now != nil && now.Ops != nil {
+		u.Ops = now.Ops
+	}
+	return &u
 }
 
 // mapMemory puts one file with the memory into the jail: that of the image if

@@ -1,9 +1,11 @@
 package firecracker
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -29,44 +31,86 @@ var refusedCalls = map[string]uint32{
 // is the threads to check by name; none is all.
 func CheckFilters(t testing.TB, pid int, only ...string) {
 	t.Helper()
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*", pid))
-	if err != nil || len(tasks) == 0 {
-		t.Fatalf("threads of %d: %v, %v", pid, tasks, err)
+	// By another process: what waits here for the end of a child would see it
+	// stop.
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), filtersEnv+"="+strconv.Itoa(pid))
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("read the seccomp filters of %d: %v, %s", pid, err, out)
 	}
-	for _, task := range tasks {
-		name, err := os.ReadFile(filepath.Join(task, "comm"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		thread := strings.TrimSpace(string(name))
-		if len(only) > 0 && !slices.Contains(only, thread) {
+	var threads []threadFilters
+	if err := json.Unmarshal(out, &threads); err != nil || len(threads) == 0 {
+		t.Fatalf("the seccomp filters of %d: %d threads, %v", pid, len(threads), err)
+	}
+	for _, x := range threads {
+		if len(only) > 0 && !slices.Contains(only, x.Name) {
 			continue
 		}
-		tid, err := strconv.Atoi(filepath.Base(task))
-		if err != nil {
-			t.Fatal(err)
-		}
-		filters, err := filtersOf(tid)
-		if err != nil {
-			t.Fatalf("seccomp filters of the thread %s: %v", thread, err)
-		}
 		for name, nr := range refusedCalls {
-			if !refused(filters, nr) {
-				t.Errorf("thread %s: its seccomp filter allows %s", thread, name)
+			if !refused(x.Filters, nr) {
+				t.Errorf("thread %s: its seccomp filter allows %s", x.Name, name)
 			}
 		}
-		if refused(filters, unix.SYS_CLOSE) {
-			t.Errorf("thread %s: its seccomp filter refuses close, which it needs", thread)
+		if refused(x.Filters, unix.SYS_CLOSE) {
+			t.Errorf("thread %s: its seccomp filter refuses close, which it needs", x.Name)
 		}
 		n := 0
 		const calls = 450
 		for nr := range uint32(calls) {
-			if refused(filters, nr) {
+			if refused(x.Filters, nr) {
 				n++
 			}
 		}
-		t.Logf("thread %s: filters of %d instructions refuse %d of %d system calls whose arguments are 0", thread, len(slices.Concat(filters...)), n, calls)
+		t.Logf("thread %s: filters of %d instructions refuse %d of %d system calls whose arguments are 0", x.Name, len(slices.Concat(x.Filters...)), n, calls)
 	}
+}
+
+// filtersEnv has this program print the filters of a process's threads.
+const filtersEnv = "SKEP_TEST_FILTERS_OF"
+
+type threadFilters struct {
+	Name    string
+	Filters [][]unix.SockFilter
+}
+
+func init() {
+	of := os.Getenv(filtersEnv)
+	if of == "" {
+		return
+	}
+	threads, err := readFilters(of)
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(threads)
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func readFilters(pid string) (threads []threadFilters, err error) {
+	tasks, err := filepath.Glob(filepath.Join("/proc", pid, "task/[0-9]*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, task := range tasks {
+		name, err := os.ReadFile(filepath.Join(task, "comm"))
+		if err != nil {
+			return nil, err
+		}
+		tid, err := strconv.Atoi(filepath.Base(task))
+		if err != nil {
+			return nil, err
+		}
+		x := threadFilters{Name: strings.TrimSpace(string(name))}
+		if x.Filters, err = filtersOf(tid); err != nil {
+			return nil, fmt.Errorf("thread %s: %w", x.Name, err)
+		}
+		threads = append(threads, x)
+	}
+	return threads, nil
 }
 
 // filtersOf reads the seccomp filters of a thread, which stops for it.
@@ -94,7 +138,7 @@ func filtersOf(tid int) (filters [][]unix.SockFilter, err error) {
 		filter := make([]unix.SockFilter, 4096) // the most that there can be
 		n, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_SECCOMP_GET_FILTER, uintptr(tid), uintptr(len(filters)),
 			uintptr(unsafe.Pointer(&filter[0])), 0, 0)
-		if errno == unix.ENOENT {
+		if errno == unix.ENOENT || errno == unix.EINVAL && len(filters) == 0 { // no more, or none
 			return filters, nil
 		}
 		if errno != 0 {
