@@ -140,7 +140,9 @@ func TestRealProcess(t *testing.T) {
 		"no such TAP device":  c.PutNetworkInterface(ctx, fcapi.NetworkInterface{ID: "net", Device: "skep-none/x", MAC: "06:00:00:00:00:01"}),
 		"no such snapshot": c.LoadSnapshot(ctx, fcapi.SnapshotLoad{StatePath: "/none", Memory: &fcapi.MemoryBackend{Type: fcapi.BackendFile, Path: "/none"},
 			NetworkOverrides: []fcapi.NetworkOverride{{ID: "net", Device: "tap0"}}, TrackDirtyPages: true}),
-		"not running": c.SetState(ctx, fcapi.Paused),
+		"not running":                      c.SetState(ctx, fcapi.Paused),
+		"a disk's change before the start": c.PatchDrive(ctx, fcapi.DriveUpdate{ID: "root", Path: file, RateLimiter: limits}),
+		"metadata of no card":              c.PutMMDSConfig(ctx, fcapi.MMDSConfig{Version: fcapi.MMDSv2, Interfaces: []string{"none"}}),
 	} {
 		var e *fcapi.Error
 		if !errors.As(err, &e) || e.Message == "" {
