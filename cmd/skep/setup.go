@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -40,30 +41,15 @@ Without a way to the internet, fetch the archive elsewhere and give it with
 }
 
 func setUpPrograms(cmd *cobra.Command, p install.Programs, force bool) error {
-	if p.Installed() && !force && p.Archive == "" {
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "firecracker, jailer: in %s already (--force replaces them)\n", p.Dir)
-		return err
-	}
 	bar := newProgress()
-	bar.step("fetching Firecracker " + p.Release.Version)
-	err := p.Install(cmd.Context())
-	bar.done()
-	if err != nil {
-		return fmt.Errorf(`%w
-
-Firecracker %s could not be set up. By hand: fetch, on a machine that can,
-  %s
-whose SHA-256 is
-  %s
-and here: skep setup --archive %s
-or put its programs here, as root's and with mode 0755:
-  %s  ->  %s
-  %s  ->  %s`, err, p.Release.Version, p.Release.URL(), p.Release.SHA256, p.Release.Archive(),
-			p.Release.Member("firecracker"), filepath.Join(p.Dir, "firecracker"),
-			p.Release.Member("jailer"), filepath.Join(p.Dir, "jailer"))
+	if force || p.Archive != "" || !p.Status().Current {
+		bar.step("setting up Firecracker " + p.Release.Version)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "firecracker, jailer: %s, in %s\n", p.Release.Version, p.Dir)
-	return err
+	var out bytes.Buffer // not among what the bar shows
+	err := p.SetUp(cmd.Context(), &out, force)
+	bar.done()
+	_, werr := out.WriteTo(cmd.OutOrStdout())
+	return errors.Join(err, werr)
 }
 
 func setUpKernel(cmd *cobra.Command) error {
@@ -90,8 +76,14 @@ No guest kernel could be set up. By hand: apt-get install %s
 
 // checkFirecracker is doctor's.
 func checkFirecracker() check {
-	if (install.Programs{Dir: firecracker.InstallDir}).Installed() {
-		return check{"firecracker", checkOK, firecracker.InstallDir, ""}
+	p := install.Programs{Release: firecracker.Pinned(), Dir: firecracker.InstallDir}
+	switch s := p.Status(); {
+	case s.Current:
+		return check{"firecracker", checkOK, fmt.Sprintf("%s in %s", s.Release, p.Dir), ""}
+	case len(s.Missing) == 0 && s.Release != "" && len(s.Changed) == 0:
+		return check{"firecracker", checkWarn, fmt.Sprintf("%s in %s, Skep is tested with %s", s.Release, p.Dir, p.Release.Version), "skep setup"}
+	case len(s.Missing) == 0:
+		return check{"firecracker", checkWarn, fmt.Sprintf("in %s, %s; Skep is tested with %s", p.Dir, s, p.Release.Version), "skep setup --force"}
 	}
 	path, err := exec.LookPath("firecracker")
 	if err == nil {
