@@ -23,12 +23,15 @@ func newSetup(_ *globals) *cobra.Command {
 		Long: fmt.Sprintf(`Fetch and check what micro-VMs need, and put it into %s:
 
   firecracker, jailer   release %s, checked against its pinned SHA-256
-  vmlinuz, modules      the kernel of the package %s, checked
-                        by apt, if this machine has none; it is not installed
-                        as this machine's own kernel
+  vmlinuz, modules      if this machine has no kernel for guests: that of the
+                        package %s %s,
+                        checked against its pinned SHA-256, or, where Debian has
+                        that no more, of %s, checked by
+                        apt; it is not installed as this machine's own kernel
 
 Without a way to the internet, fetch the archive elsewhere and give it with
---archive; what is missing, and from where, is said by name.`, firecracker.InstallDir, firecracker.Pinned().Version, guestkernel.Package),
+--archive; what is missing, and from where, is said by name.`, firecracker.InstallDir, firecracker.Pinned().Version,
+			firecracker.Pinned().Kernel.Name, firecracker.Pinned().Kernel.Version, guestkernel.Package),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p := install.Programs{Release: firecracker.Pinned(), Dir: firecracker.InstallDir, Archive: archive}
@@ -58,8 +61,9 @@ func setUpKernel(cmd *cobra.Command) error {
 		return err
 	}
 	bar := newProgress()
-	bar.step("fetching the package " + guestkernel.Package)
-	err := install.Kernel(cmd.Context(), firecracker.InstallDir)
+	pinned := firecracker.Pinned().Kernel
+	bar.step("fetching the package " + pinned.Name)
+	got, err := install.Kernel(cmd.Context(), pinned, firecracker.InstallDir)
 	bar.done()
 	if err != nil {
 		return fmt.Errorf(`%w
@@ -70,7 +74,12 @@ No guest kernel could be set up. By hand: apt-get install %s
   %s  (its folder of /lib/modules, with modules.dep)`, err, guestkernel.Package,
 			filepath.Join(firecracker.InstallDir, "vmlinuz"), filepath.Join(firecracker.InstallDir, "modules"))
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "guest kernel: %s\n", filepath.Join(firecracker.InstallDir, "vmlinuz"))
+	which := "the pinned one"
+	if got != pinned {
+		which = fmt.Sprintf("the distribution's newest, as it has %s %s no more", pinned.Name, pinned.Version)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "guest kernel: %s, of %s %s (%s), SHA-256 %s\n",
+		filepath.Join(firecracker.InstallDir, "vmlinuz"), got.Name, got.Version, which, got.SHA256)
 	return err
 }
 

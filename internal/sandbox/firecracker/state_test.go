@@ -247,7 +247,15 @@ func TestParseRelease(t *testing.T) {
 	if _, err := parseRelease(pinned); err != nil {
 		t.Error(err)
 	}
-	for _, bad := range []string{"", "version v1.2.3", "version v1.2.3\nx86_64 abc", "a b c"} {
+	sum := strings.Repeat("a", 64)
+	release := "version v1.2.3\nx86_64 " + sum + "\n"
+	if r, err := parseRelease(release + "kernel linux-image-6.1.0-1-cloud-amd64 6.1.2-3 " + sum); err != nil || r.Kernel.Version != "6.1.2-3" {
+		t.Errorf("parsed %+v, %v", r, err)
+	}
+	for _, bad := range []string{
+		"", "version v1.2.3", "version v1.2.3\nx86_64 abc", "a b c", release, release + "kernel x y " + sum,
+		release + "kernel linux-image-6.1.0-1-cloud-amd64 6.1.2-3 abc",
+	} {
 		if r, err := parseRelease(bad); err == nil {
 			t.Errorf("%q gives %+v", bad, r)
 		}
