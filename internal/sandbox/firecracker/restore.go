@@ -81,7 +81,9 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 		return err
 	}
 	b.Origin = &microvm.Origin{
-		Saved: &saved.Saved, NewDisks: saved.NewDisks(&now.Saved),
+		// Not NewDisks: Firecracker tells the guest's driver itself, see update,
+		// and cannot stand that it is bound anew, which resets the device.
+		Saved: &saved.Saved,
 		Run:  func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
 		Stop: func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Paused) },
 	}
@@ -126,7 +128,7 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	if err := b.vm.api.LoadSnapshot(ctx, load); err != nil {
 		return fmt.Errorf("%w; %w", err, b.vm.Explain())
 	}
-	if err := b.update(ctx, saved.Limits); err != nil {
+	if err := b.update(ctx, saved.Limits, saved.NewDisks(&now.Saved)); err != nil {
 		return err
 	}
 	b.AddPhase("load", begin)
@@ -137,14 +139,14 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 }
 
 // update gives a machine that was loaded what is this node's: disks, limits and
-// metadata. was is what the snapshot has.
-func (b *box) update(ctx context.Context, was limits) error {
+// metadata. was is what the snapshot has; newDisks says that the disks are others.
+func (b *box) update(ctx context.Context, was limits, newDisks bool) error {
 	now, api := b.limits(), b.vm.api
 	disk := changed(was.Disk, now.Disk)
 	for i := range b.Spec.Disks {
 		u := fcapi.DriveUpdate{ID: fmt.Sprintf("disk%d", i), RateLimiter: disk}
-		if b.Origin.NewDisks {
-			u.Path = diskPath(i) // so that the guest learns of other sizes
+		if newDisks {
+			u.Path = diskPath(i) // has the guest learn of its size
 		}
 		if u.Path == "" && disk == nil {
 			continue
