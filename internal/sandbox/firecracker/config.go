@@ -30,7 +30,7 @@ const Name = "firecracker"
 
 // InstallDir is where skep setup puts the programs, and where they are looked
 // for before PATH.
-const InstallDir = "/usr/lib/skep"
+const InstallDir = guestkernel.Dir
 
 // Config configures the driver.
 type Config struct {

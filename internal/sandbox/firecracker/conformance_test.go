@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -84,11 +83,11 @@ func needFirecracker(t testing.TB) {
 		t.Skip("Firecracker needs KVM, this processor has neither vmx nor svm: make kvm-lab")
 	}
 	for _, p := range []string{"firecracker", "jailer"} {
-		if _, err := exec.LookPath(p); err != nil {
+		if _, err := firecracker.FindProgram(p); err != nil {
 			if must {
 				t.Fatal(err)
 			}
-			t.Skipf("%v: skep setup, and put %s on PATH", err, firecracker.InstallDir)
+			t.Skip(err)
 		}
 	}
 }

@@ -135,3 +135,29 @@ func TestMetadata(t *testing.T) {
 	g.Destroy(t)
 	check(x.With(driver("two")).Restore(t, sandbox.Restore{Image: image}, nil), "two")
 }
+
+// A machine that has lost what it saved before is saved as a whole, and still
+// as a difference.
+func TestLost(t *testing.T) {
+	needFirecracker(t)
+	x := sandboxtest.NewScenario(t, newDriver(t, firecracker.Config{}), sandboxtest.Options{})
+	g := x.Serve(t, nil)
+	var sum, got string
+	g.Get(t, "/remember", &sum, "mb", "8", "seed", "3")
+	g.Save(t, false)
+	firecracker.Lose(g.Sandbox())
+	image := sandbox.Image{Dirs: []string{g.Save(t, false)}}
+	g.Destroy(t)
+	g = x.Restore(t, sandbox.Restore{Image: image}, nil)
+	if g.Get(t, "/recall", &got); got != sum {
+		t.Errorf("restored from all of the memory it has %s, want %s", got, sum)
+	}
+	g.Get(t, "/remember", &sum, "mb", "4", "seed", "4")
+	firecracker.Lose(g.Sandbox())
+	image.Dirs = []string{g.Save(t, true), image.Dirs[0]}
+	g.Destroy(t)
+	g = x.Restore(t, sandbox.Restore{Image: image, Mode: sandbox.RestoreHint}, nil)
+	if g.Get(t, "/recall", &got); got != sum {
+		t.Errorf("restored from the difference it has %s, want %s", got, sum)
+	}
+}

@@ -84,8 +84,8 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 		// Not NewDisks: Firecracker tells the guest's driver itself, see update,
 		// and cannot stand that it is bound anew, which resets the device.
 		Saved: &saved.Saved,
-		Run:  func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
-		Stop: func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Paused) },
+		Run:   func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
+		Stop:  func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Paused) },
 	}
 	if b.image, err = microvm.OpenImage(r.Image, saved.MemoryMiB*mib); err != nil {
 		return err

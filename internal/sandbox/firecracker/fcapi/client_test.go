@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/internal/sandbox/firecracker/fcapi"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 )
 
 // serve answers all requests with h, and returns a client.
@@ -72,7 +73,10 @@ func TestRefused(t *testing.T) {
 // A real Firecracker takes, or refuses with its reason, what the client sends
 // before a machine starts; for that it needs no KVM.
 func TestRealProcess(t *testing.T) {
-	program, err := exec.LookPath("firecracker")
+	program, err := exec.LookPath(filepath.Join(guestkernel.Dir, "firecracker"))
+	if err != nil {
+		program, err = exec.LookPath("firecracker")
+	}
 	if err != nil {
 		t.Skip("this test needs firecracker: skep setup")
 	}
