@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -22,12 +23,15 @@ func newSetup(_ *globals) *cobra.Command {
 		Long: fmt.Sprintf(`Fetch and check what micro-VMs need, and put it into %s:
 
   firecracker, jailer   release %s, checked against its pinned SHA-256
-  vmlinuz, modules      the kernel of the package %s, checked
-                        by apt, if this machine has none; it is not installed
-                        as this machine's own kernel
+  vmlinuz, modules      if this machine has no kernel for guests: that of the
+                        package %s %s,
+                        checked against its pinned SHA-256, or, where Debian has
+                        that no more, of %s, checked by
+                        apt; it is not installed as this machine's own kernel
 
 Without a way to the internet, fetch the archive elsewhere and give it with
---archive; what is missing, and from where, is said by name.`, firecracker.InstallDir, firecracker.Pinned().Version, guestkernel.Package),
+--archive; what is missing, and from where, is said by name.`, firecracker.InstallDir, firecracker.Pinned().Version,
+			firecracker.Pinned().Kernel.Name, firecracker.Pinned().Kernel.Version, guestkernel.Package),
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			p := install.Programs{Release: firecracker.Pinned(), Dir: firecracker.InstallDir, Archive: archive}
@@ -40,30 +44,15 @@ Without a way to the internet, fetch the archive elsewhere and give it with
 }
 
 func setUpPrograms(cmd *cobra.Command, p install.Programs, force bool) error {
-	if p.Installed() && !force && p.Archive == "" {
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "firecracker, jailer: in %s already (--force replaces them)\n", p.Dir)
-		return err
-	}
 	bar := newProgress()
-	bar.step("fetching Firecracker " + p.Release.Version)
-	err := p.Install(cmd.Context())
-	bar.done()
-	if err != nil {
-		return fmt.Errorf(`%w
-
-Firecracker %s could not be set up. By hand: fetch, on a machine that can,
-  %s
-whose SHA-256 is
-  %s
-and here: skep setup --archive %s
-or put its programs here, as root's and with mode 0755:
-  %s  ->  %s
-  %s  ->  %s`, err, p.Release.Version, p.Release.URL(), p.Release.SHA256, p.Release.Archive(),
-			p.Release.Member("firecracker"), filepath.Join(p.Dir, "firecracker"),
-			p.Release.Member("jailer"), filepath.Join(p.Dir, "jailer"))
+	if force || p.Archive != "" || !p.Status().Current {
+		bar.step("setting up Firecracker " + p.Release.Version)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "firecracker, jailer: %s, in %s\n", p.Release.Version, p.Dir)
-	return err
+	var out bytes.Buffer // not among what the bar shows
+	err := p.SetUp(cmd.Context(), &out, force)
+	bar.done()
+	_, werr := out.WriteTo(cmd.OutOrStdout())
+	return errors.Join(err, werr)
 }
 
 func setUpKernel(cmd *cobra.Command) error {
@@ -72,8 +61,9 @@ func setUpKernel(cmd *cobra.Command) error {
 		return err
 	}
 	bar := newProgress()
-	bar.step("fetching the package " + guestkernel.Package)
-	err := install.Kernel(cmd.Context(), firecracker.InstallDir)
+	pinned := firecracker.Pinned().Kernel
+	bar.step("fetching the package " + pinned.Name)
+	got, err := install.Kernel(cmd.Context(), pinned, firecracker.InstallDir)
 	bar.done()
 	if err != nil {
 		return fmt.Errorf(`%w
@@ -84,14 +74,25 @@ No guest kernel could be set up. By hand: apt-get install %s
   %s  (its folder of /lib/modules, with modules.dep)`, err, guestkernel.Package,
 			filepath.Join(firecracker.InstallDir, "vmlinuz"), filepath.Join(firecracker.InstallDir, "modules"))
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "guest kernel: %s\n", filepath.Join(firecracker.InstallDir, "vmlinuz"))
+	which := "the pinned one"
+	if got != pinned {
+		which = fmt.Sprintf("the distribution's newest, as it has %s %s no more", pinned.Name, pinned.Version)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "guest kernel: %s, of %s %s (%s), SHA-256 %s\n",
+		filepath.Join(firecracker.InstallDir, "vmlinuz"), got.Name, got.Version, which, got.SHA256)
 	return err
 }
 
 // checkFirecracker is doctor's.
 func checkFirecracker() check {
-	if (install.Programs{Dir: firecracker.InstallDir}).Installed() {
-		return check{"firecracker", checkOK, firecracker.InstallDir, ""}
+	p := install.Programs{Release: firecracker.Pinned(), Dir: firecracker.InstallDir}
+	switch s := p.Status(); {
+	case s.Current:
+		return check{"firecracker", checkOK, fmt.Sprintf("%s in %s", s.Release, p.Dir), ""}
+	case len(s.Missing) == 0 && s.Release != "" && len(s.Changed) == 0:
+		return check{"firecracker", checkWarn, fmt.Sprintf("%s in %s, Skep is tested with %s", s.Release, p.Dir, p.Release.Version), "skep setup"}
+	case len(s.Missing) == 0:
+		return check{"firecracker", checkWarn, fmt.Sprintf("in %s, %s; Skep is tested with %s", p.Dir, s, p.Release.Version), "skep setup --force"}
 	}
 	path, err := exec.LookPath("firecracker")
 	if err == nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/skep-dev/skep/internal/daemon"
@@ -93,17 +94,30 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&poolMemory, "snapshot-pool-memory", poolMemory, "memory that prepared sandboxes may take, all together")
 	f.StringVar(&snapshotLimit, "snapshot-limit", snapshotLimit, "size above which the least recently used snapshots are removed")
 	f.StringVar(&cfg.SnapshotStore, "snapshot-store", cfg.SnapshotStore, "where snapshots are kept: a folder, or s3://BUCKET/PREFIX?endpoint=URL (default below the data folder)")
+	firecrackerFlags(f, &cfg.Firecracker)
 	f.StringSliceVar(&cfg.InsecureRegistries, "insecure-registry", nil, "HOST[:PORT] of a registry that may be spoken to in plain HTTP, may be repeated")
 	f.StringVar(&logFormat, "log-format", "text", "format of the log on standard error: text or json")
 	f.StringVar(&logLevel, "log-level", "info", "least level logged: debug, info, warn or error")
 	for name, values := range map[string][]string{
 		"sandbox": daemon.Drivers, "accel": daemon.Accels,
 		"snapshot-profile": daemon.Profiles(), "snapshot-policy": snapshots.PolicyNames(), "snapshot-restore-mode": snapshots.RestoreNames(), "snapshot-pool": {"0", "1", "auto"},
-		"log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
+		"firecracker-balloon": daemon.Balloons,
+		"log-format":          {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	return cmd
+}
+
+func firecrackerFlags(f *pflag.FlagSet, c *daemon.FirecrackerConfig) {
+	f.StringVar(&c.CPUTemplate, "firecracker-cpu-template", c.CPUTemplate, "what Firecracker's guests see of the processor, so that snapshots can be restored on others: C3, T2, T2S, T2CL, T2A, or a file of cpu-template-helper")
+	f.BoolVar(&c.HugePages, "firecracker-huge-pages", c.HugePages, "back Firecracker's guests with huge pages of 2 MiB (vm.nr_hugepages)")
+	f.StringVar(&c.Balloon, "firecracker-balloon", c.Balloon, "off; free: Firecracker's guests give free memory back; or a size, which they give besides of what they can spare")
+	f.BoolVar(&c.DirtyTracking, "firecracker-dirty-tracking", c.DirtyTracking, "have KVM track what Firecracker's guests write, for smaller differences between snapshots")
+	f.StringVar(&c.DiskRate, "firecracker-disk-rate", c.DiskRate, "limit of each disk of Firecracker's guests: BYTES or BYTES,OPERATIONS per second, such as 100Mi,2000 (default none)")
+	f.StringVar(&c.ReceiveRate, "firecracker-receive-rate", c.ReceiveRate, "limit of what each of Firecracker's guests receives, likewise (default none)")
+	f.StringVar(&c.SendRate, "firecracker-send-rate", c.SendRate, "limit of what each of Firecracker's guests sends, likewise (default none)")
+	f.StringVar(&c.Metadata, "firecracker-metadata", c.Metadata, "file with a JSON object that Firecracker's guests can ask for at 169.254.169.254, by MMDSv2 (default none: nobody answers)")
 }
 
 func up(ctx context.Context, cfg daemon.Config, out io.Writer) error {

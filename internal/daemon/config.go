@@ -59,6 +59,8 @@ type Config struct {
 	// s3://BUCKET/PREFIX?endpoint=URL; "" is a folder below Data.
 	SnapshotStore string
 
+	Firecracker FirecrackerConfig
+
 	// InsecureRegistries are hosts that may be spoken to in plain HTTP.
 	InsecureRegistries []string
 
@@ -76,6 +78,7 @@ func DefaultConfig() Config {
 		PoolSize: 4,
 		Accel:    "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
 		SnapshotPool: "0", SnapshotDiffs: 2, SnapshotWorkingSet: string(snapshots.LastSet), SnapshotPoolMemory: node.DefaultPoolMemory, SnapshotLimit: 16 << 30,
+		Firecracker: FirecrackerConfig{Balloon: "off", DirtyTracking: true},
 	}
 }
 
@@ -125,6 +128,9 @@ func (c *Config) Validate() error {
 	}
 	if c.IdleAfter < time.Second {
 		return fmt.Errorf("--idle-after: %s is less than 1s", c.IdleAfter)
+	}
+	if _, err := c.Firecracker.config(); err != nil {
+		return err
 	}
 	if _, err := c.snapshotOptions(); err != nil {
 		return err

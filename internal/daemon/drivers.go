@@ -36,10 +36,14 @@ func newDrivers(cfg Config) (drivers []sandbox.Driver, missing map[string]error)
 	} else {
 		missing["qemu"] = err
 	}
-	f, err := firecracker.New(firecracker.Config{CacheDir: filepath.Join(cfg.Data, "cache", "firecracker"), Kernel: cfg.Kernel, Log: cfg.Log})
+	fc, err := cfg.firecrackerConfig()
 	if err == nil {
-		drivers = append(drivers, f)
-	} else {
+		var f *firecracker.Driver
+		if f, err = firecracker.New(fc); err == nil {
+			drivers = append(drivers, f)
+		}
+	}
+	if err != nil {
 		missing["firecracker"] = err
 	}
 	return append(drivers, runc.New(runc.Config{})), missing

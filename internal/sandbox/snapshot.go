@@ -88,6 +88,8 @@ type Image struct {
 	// Dirs are folders of files, the newest first: what Save made, what its
 	// Parent was, and so on. One, unless the driver is capable of
 	// LayeredSnapshot. All files but FileMemory are taken from the first.
+	// FileMemory is readable by all, as a monitor with a user of its own may map
+	// it; the folder keeps others away. Drivers leave the files as they are.
 	Dirs []string
 	// WorkingSet is a file as package pager writes it: what the first request
 	// after a restore needs. "" means none is known.

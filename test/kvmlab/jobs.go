@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 	"github.com/skep-dev/skep/internal/testenv"
 	"github.com/skep-dev/skep/test/kvmlab/lab"
 )
@@ -90,7 +91,7 @@ const searchPath = "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin:" + lab.Bi
 // addJob builds a driver's tests and packs the tools they need.
 func (m *machine) addJob(ctx context.Context, o options, repo, bin, name string, d job) (lab.Job, error) {
 	for _, t := range d.tools {
-		p, err := exec.LookPath(t)
+		p, err := findTool(guestkernel.Dir, t)
 		if err != nil {
 			return lab.Job{}, err
 		}
@@ -116,4 +117,13 @@ func (m *machine) addJob(ctx context.Context, o options, repo, bin, name string,
 		testenv.PatienceEnv + "=" + patience,
 	}, d.env...)
 	return lab.Job{Name: name, Args: args, Env: env, Modules: modules}, nil
+}
+
+// findTool finds a program in a folder, which is where skep setup puts it, or on
+// PATH.
+func findTool(dir, name string) (string, error) {
+	if p, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+		return p, nil
+	}
+	return exec.LookPath(name)
 }

@@ -4,7 +4,8 @@
 // /dev/kvm works.
 //
 // The machine's programs are this machine's own: QEMU with its libraries, the
-// kernel's modules, and, where they are on PATH, firecracker and jailer.
+// kernel's modules, and, where skep setup or PATH has them, firecracker
+// and jailer.
 package main
 
 import (
@@ -41,7 +42,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.jobs, "jobs", "qemu,firecracker,cgroup2", "tests to run, of: qemu and firecracker (which needs the programs firecracker and jailer on PATH) with KVM; cgroup, runc and gvisor on cgroup v2, together cgroup2")
+	flag.StringVar(&o.jobs, "jobs", "qemu,firecracker,cgroup2", "tests to run, of: qemu and firecracker (which needs the programs firecracker and jailer: skep setup) with KVM; cgroup, runc and gvisor on cgroup v2, together cgroup2")
 	flag.StringVar(&o.exec, "exec", "", "instead of tests, run this command in the machine")
 	flag.StringVar(&o.with, "with", "", "programs and files of this machine to pack for -exec, separated by commas")
 	flag.StringVar(&o.run, "run", "", "regular expression of tests, as go test's; empty is each job's own choice, . is all")

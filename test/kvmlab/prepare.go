@@ -116,14 +116,14 @@ func (m *machine) addCommand(o options) (lab.Job, error) {
 	return lab.Job{Name: "exec", Args: strings.Fields(o.exec), Env: []string{searchPath, "HOME=/root"}, Modules: modules}, nil
 }
 
-// addTool packs a program with its libraries. One that is not the
-// distribution's goes to lab.BinDir: its own place may be covered in the machine.
+// addTool packs a program with its libraries. One that is in no folder of the
+// jobs' PATH goes to lab.BinDir, too.
 func (m *machine) addTool(p string) error {
 	p, err := filepath.Abs(p)
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(p, "/usr/") && !strings.HasPrefix(p, "/bin/") && !strings.HasPrefix(p, "/sbin/") {
+	if !slices.Contains(strings.Split(strings.TrimPrefix(searchPath, "PATH="), ":"), filepath.Dir(p)) {
 		m.root.put(path.Join(lab.BinDir, filepath.Base(p)), p)
 	}
 	return m.root.program(p)

@@ -160,7 +160,12 @@ func TestDamaged(t *testing.T) {
 			if u.Current() {
 				t.Error("damaged files are current")
 			}
-			l.find("a", "one") // from the store
+			u = l.find("a", "one") // from the store
+			defer u.Release()
+			// A monitor maps it as another user.
+			if info, err := os.Stat(u.Image.File("memory")); err != nil || info.Mode().Perm() != 0o644 {
+				t.Errorf("the fetched memory: %v, %v", info.Mode(), err)
+			}
 			if l.events(ReasonDamaged) != 1 {
 				t.Errorf("events: %v", l.all)
 			}

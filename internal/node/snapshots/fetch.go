@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/snapshot"
 )
 
@@ -134,6 +135,13 @@ func (c *Catalog) materializeLayer(ctx context.Context, ref snapshot.LayerRef, p
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	if ref.Role == sandbox.FileMemory {
+		// A monitor may map it as a user of its own. What keeps others away is
+		// its folder.
+		if err := f.Chmod(0o644); err != nil {
+			return err
+		}
+	}
 	if err := layer.Materialize(ctx, f); err != nil {
 		return err
 	}

@@ -109,14 +109,25 @@ func (d *Driver) configure(ctx context.Context, b *box) error {
 		return err
 	}
 	if d.conf.Balloon {
-		if err := b.vm.api.PutBalloon(ctx, fcapi.Balloon{DeflateOnOOM: true, FreePageReporting: true}); err != nil {
+		if err := b.vm.api.PutBalloon(ctx, fcapi.Balloon{
+			AmountMiB: b.balloonMiB(), DeflateOnOOM: true, FreePageReporting: true,
+		}); err != nil {
 			return err
 		}
 	}
-	return b.vm.api.PutNetworkInterface(ctx, fcapi.NetworkInterface{
+	err := b.vm.api.PutNetworkInterface(ctx, fcapi.NetworkInterface{
 		ID: netCard, Device: b.Spec.Link.Interface, MAC: b.Spec.Link.MAC.String(), RX: d.conf.ReceiveRate, TX: d.conf.SendRate,
 	})
+	if err == nil && d.conf.MMDS != nil {
+		if err = b.vm.api.PutMMDSConfig(ctx, fcapi.MMDSConfig{Version: fcapi.MMDSv2, Interfaces: []string{netCard}}); err == nil {
+			err = b.vm.api.PutMMDS(ctx, d.conf.MMDS)
+		}
+	}
+	return err
 }
+
+// balloonMiB is the balloon's size in a machine, which may be smaller than it.
+func (b *box) balloonMiB() int64 { return min(b.d.conf.BalloonMiB, memoryMiB(b)/2) }
 
 func (d *Driver) configureBase(ctx context.Context, v *vmm, memory, cpus int64, params []string) error {
 	m := fcapi.MachineConfig{

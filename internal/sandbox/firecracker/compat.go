@@ -11,8 +11,8 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
-// Compatibility says what a snapshot depends on: the processor, too, unless a
-// CPU template hides it.
+// Compatibility says what a snapshot depends on: the processor, too, but for
+// what a CPU template hides.
 func (d *Driver) Compatibility(ctx context.Context, spec *sandbox.Spec) (sandbox.Compatibility, error) {
 	c, err := d.compatibility(ctx, d.newBox(spec))
 	if err != nil {
@@ -35,14 +35,25 @@ func (d *Driver) compatibility(ctx context.Context, b *box) (c sandbox.Compatibi
 	}
 	switch {
 	case d.conf.CPUTemplate != "":
+		// It makes those processors alike that Firecracker has it for, and hides
+		// what they do not have in common.
 		vendor, _, _ := strings.Cut(c.CPUModel, " ")
-		c.CPUModel = vendor + " template " + d.conf.CPUTemplate
+		c.CPUModel, c.CPUFeatures = vendor+" template "+d.conf.CPUTemplate, nil
 	case d.cpuConfig != nil:
 		sum := sha256.Sum256(d.cpuConfig)
 		c.CPUModel = "template " + hex.EncodeToString(sum[:])
+		if c.CPUFeatures, err = d.template.without(c.CPUFeatures); err != nil {
+			return c, err
+		}
 	}
-	if d.conf.HugePages {
-		c.CPUModel += " with huge pages"
+	// Devices that a snapshot has, or has not, for good.
+	for _, x := range []struct {
+		has  bool
+		name string
+	}{{d.conf.HugePages, "huge pages"}, {d.conf.Balloon, "balloon"}, {d.conf.MMDS != nil, "metadata"}} {
+		if x.has {
+			c.CPUModel += " with " + x.name
+		}
 	}
 	return c, nil
 }

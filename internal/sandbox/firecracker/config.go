@@ -30,7 +30,7 @@ const Name = "firecracker"
 
 // InstallDir is where skep setup puts the programs, and where they are looked
 // for before PATH.
-const InstallDir = "/usr/lib/skep"
+const InstallDir = guestkernel.Dir
 
 // Config configures the driver.
 type Config struct {
@@ -56,15 +56,24 @@ type Config struct {
 	// their memory a little faster for the first time, and snapshots with
 	// SaveOptions.Diff hold what is in memory, not just what changed.
 	NoDirtyTracking bool
-	// Balloon gives free memory of guests back to the host as they report it,
-	// and takes it from the page cache when asked.
+	// Balloon gives free memory of guests back to the host as they report it.
 	Balloon bool
+	// BalloonMiB is what the balloon takes besides, of what guests can spare,
+	// such as their page cache. They get it back before they run out of memory.
+	// It needs Balloon.
+	BalloonMiB int64
 	// DiskRate limits each disk, ReceiveRate and SendRate each network card,
 	// from the guest's side. Nil is no limit.
 	DiskRate, ReceiveRate, SendRate *fcapi.RateLimiter
+	// MMDS is a JSON object of at most MaxMMDS bytes that guests can ask for at
+	// http://169.254.169.254, with a token (MMDSv2). Nil: nobody answers there.
+	MMDS json.RawMessage
 	// Log is slog.Default() if nil.
 	Log *slog.Logger
 }
+
+// MaxMMDS is how long metadata can be, in bytes.
+const MaxMMDS = 51200
 
 // staticTemplates are the CPU templates built into Firecracker for x86_64.
 var staticTemplates = []string{"C3", "T2", "T2S", "T2CL", "T2A"}
@@ -95,14 +104,8 @@ func newDriver(c Config) (*Driver, error) {
 	if d.jailer, err = findProgram("jailer", c.Jailer); err != nil {
 		return nil, err
 	}
-	if c.CPUTemplate != "" && !slices.Contains(staticTemplates, c.CPUTemplate) {
-		if d.cpuConfig, err = os.ReadFile(c.CPUTemplate); err != nil {
-			return nil, fmt.Errorf("CPU template: neither one of %v nor a file: %w", staticTemplates, err)
-		}
-		if !json.Valid(d.cpuConfig) {
-			return nil, fmt.Errorf("CPU template: %s is not JSON", c.CPUTemplate)
-		}
-		d.conf.CPUTemplate = ""
+	if err := d.setOptions(); err != nil {
+		return nil, err
 	}
 	kernel, err := (guestkernel.Finder{Path: c.Kernel}).Find()
 	if err != nil {
@@ -122,6 +125,34 @@ func newDriver(c Config) (*Driver, error) {
 		Dir: c.CacheDir, Kernel: kernel, Agent: agent, Modules: modules, Log: c.Log,
 	})
 	return d, nil
+}
+
+// Check says what is wrong with the options that need no program: CPUTemplate,
+// which is read, Balloon and MMDS.
+func (c Config) Check() error { return (&Driver{conf: c}).setOptions() }
+
+// setOptions checks options, and takes them over.
+func (d *Driver) setOptions() (err error) {
+	c := &d.conf
+	if c.CPUTemplate != "" && !slices.Contains(staticTemplates, c.CPUTemplate) {
+		b, err := readBounded(c.CPUTemplate, maxTemplate)
+		if err != nil {
+			return fmt.Errorf("CPU template: neither one of %v nor a file: %w", staticTemplates, err)
+		}
+		if d.template, err = parseTemplate(b); err != nil {
+			return fmt.Errorf("CPU template: %s: %w", c.CPUTemplate, err)
+		}
+		d.cpuConfig, c.CPUTemplate = b, ""
+	}
+	if c.BalloonMiB < 0 || c.BalloonMiB > 0 && !c.Balloon {
+		return fmt.Errorf("balloon: %d MiB, and Balloon is %v", c.BalloonMiB, c.Balloon)
+	}
+	if c.MMDS != nil {
+		if c.MMDS, err = compactObject(c.MMDS, MaxMMDS); err != nil {
+			return fmt.Errorf("metadata: %w", err)
+		}
+	}
+	return nil
 }
 
 // findProgram returns the real path of a program, whose last element names its

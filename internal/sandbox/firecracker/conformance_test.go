@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -26,7 +25,7 @@ func TestConformance(t *testing.T) {
 }
 
 // confined checks that Firecracker's own seccomp filters hold every thread of
-// a machine that runs.
+// a machine that runs, and what they refuse.
 func confined(t *testing.T, s sandbox.State) {
 	t.Helper()
 	g, err := cgroup.Load(s.Cgroup)
@@ -62,7 +61,7 @@ func confined(t *testing.T, s sandbox.State) {
 			t.Errorf("thread %s: Seccomp %s, NoNewPrivs %s, CapEff %s; want 2, 1, none", of["Name"], of["Seccomp"], of["NoNewPrivs"], of["CapEff"])
 		}
 	}
-	t.Logf("threads with a seccomp filter: %q", names)
+	firecracker.CheckFilters(t, pids[0])
 	for _, want := range []string{"firecracker", "fc_api", "fc_vcpu 0"} {
 		if !slices.Contains(names, want) {
 			t.Errorf("threads %q: no %q", names, want)
@@ -84,11 +83,11 @@ func needFirecracker(t testing.TB) {
 		t.Skip("Firecracker needs KVM, this processor has neither vmx nor svm: make kvm-lab")
 	}
 	for _, p := range []string{"firecracker", "jailer"} {
-		if _, err := exec.LookPath(p); err != nil {
+		if _, err := firecracker.FindProgram(p); err != nil {
 			if must {
 				t.Fatal(err)
 			}
-			t.Skipf("%v: skep setup, and put %s on PATH", err, firecracker.InstallDir)
+			t.Skip(err)
 		}
 	}
 }

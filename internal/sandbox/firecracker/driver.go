@@ -34,6 +34,7 @@ type Driver struct {
 	program   *microvm.Program
 	jailer    string
 	cpuConfig fcapi.CPUConfig // nil: none
+	template  *cpuTemplate    // the same
 	files     *microvm.BootFiles
 
 	// booting has a place for each machine that may boot at the same time.
@@ -47,7 +48,9 @@ var _ sandbox.Driver = (*Driver)(nil)
 // Name is "firecracker".
 func (d *Driver) Name() string { return Name }
 
-// Capabilities are what Firecracker has wherever it works.
+// Capabilities are what Firecracker has wherever it works. An image of several
+// layers is written to one file before it is mapped (RestoreMap, RestoreHint):
+// it is then in the page cache as a whole, and there is nothing to hint.
 func (d *Driver) Capabilities() sandbox.Capabilities {
 	return sandbox.Capabilities{
 		Link:                   sandbox.LinkTAP,

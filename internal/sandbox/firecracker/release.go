@@ -3,6 +3,7 @@ package firecracker
 import (
 	_ "embed"
 	"fmt"
+	"regexp"
 	"strings"
 )
 
@@ -13,6 +14,13 @@ var pinned string
 type Release struct {
 	Version string // with its "v"
 	SHA256  string // of the archive, in hexadecimal digits
+	Kernel  KernelPackage
+}
+
+// KernelPackage is a kernel of the distribution.
+type KernelPackage struct {
+	Name, Version string
+	SHA256        string // of the .deb, in hexadecimal digits
 }
 
 // Pinned is the release that this driver is written and tested against.
@@ -31,6 +39,8 @@ func parseRelease(text string) (Release, error) {
 		f := strings.Fields(line)
 		switch {
 		case len(f) == 0 || strings.HasPrefix(f[0], "#"):
+		case f[0] == "kernel" && len(f) == 4:
+			r.Kernel = KernelPackage{Name: f[1], Version: f[2], SHA256: f[3]}
 		case len(f) != 2:
 			return r, fmt.Errorf("version.txt: %q is not a word and a value", line)
 		case f[0] == "version":
@@ -42,8 +52,13 @@ func parseRelease(text string) (Release, error) {
 	if !strings.HasPrefix(r.Version, "v") || len(r.SHA256) != 64 {
 		return r, fmt.Errorf("version.txt: version or x86_64 is missing")
 	}
+	if !kernelName.MatchString(r.Kernel.Name) || len(r.Kernel.SHA256) != 64 {
+		return r, fmt.Errorf("version.txt: kernel is not a package, a version and a SHA-256")
+	}
 	return r, nil
 }
+
+var kernelName = regexp.MustCompile(`^linux-image-[0-9][0-9a-z.+-]*-cloud-amd64$`)
 
 // Archive is the name of the release's archive.
 func (r Release) Archive() string { return "firecracker-" + r.Version + "-x86_64.tgz" }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -84,9 +85,11 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 		return err
 	}
 	b.Origin = &microvm.Origin{
-		Saved: &saved.Saved, NewDisks: renewed,
-		Run:  func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
-		Stop: func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Paused) },
+		// Not NewDisks: Firecracker tells the guest's driver itself, see update,
+		// and cannot stand that it is bound anew, which resets the device.
+		Saved: &saved.Saved,
+		Run:   func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Resumed) },
+		Stop:  func(ctx context.Context) error { return b.vm.api.SetState(ctx, fcapi.Paused) },
 	}
 	if b.image, err = microvm.OpenImage(r.Image, saved.MemoryMiB*mib); err != nil {
 		return err
@@ -129,19 +132,68 @@ func (d *Driver) restore(ctx context.Context, b *box, r sandbox.Restore, mode sa
 	if err := b.vm.api.LoadSnapshot(ctx, load); err != nil {
 		return fmt.Errorf("%w; %w", err, b.vm.Explain())
 	}
-	if b.Origin.NewDisks {
-		// So that the guest learns of other sizes.
-		for i := range b.Spec.Disks {
-			if err := b.vm.api.PatchDrive(ctx, fcapi.DriveUpdate{ID: fmt.Sprintf("disk%d", i), Path: diskPath(i)}); err != nil {
-				return err
-			}
-		}
+	if err := b.update(ctx, saved.Limits, renewed); err != nil {
+		return err
 	}
 	b.AddPhase("load", begin)
 	if r.Ahead && !r.Record {
 		return b.Ahead(ctx, r.Port)
 	}
 	return nil
+}
+
+// update gives a machine that was loaded what is this node's: disks, limits and
+// metadata. was is what the snapshot has; newDisks says that the disks are others.
+func (b *box) update(ctx context.Context, was limits, newDisks bool) error {
+	now, api := b.limits(), b.vm.api
+	disk := changed(was.Disk, now.Disk)
+	for i := range b.Spec.Disks {
+		u := fcapi.DriveUpdate{ID: fmt.Sprintf("disk%d", i), RateLimiter: disk}
+		if newDisks {
+			u.Path = diskPath(i) // has the guest learn of its size
+		}
+		if u.Path == "" && disk == nil {
+			continue
+		}
+		if err := api.PatchDrive(ctx, u); err != nil {
+			return err
+		}
+	}
+	if disk != nil {
+		if err := api.PatchDrive(ctx, fcapi.DriveUpdate{ID: rootDrive, RateLimiter: disk}); err != nil {
+			return err
+		}
+	}
+	if rx, tx := changed(was.Receive, now.Receive), changed(was.Send, now.Send); rx != nil || tx != nil {
+		if err := api.PatchNetworkInterface(ctx, fcapi.NetworkInterfaceUpdate{ID: netCard, RX: rx, TX: tx}); err != nil {
+			return err
+		}
+	}
+	if was.BalloonMiB != now.BalloonMiB {
+		if err := api.PatchBalloon(ctx, fcapi.BalloonUpdate{AmountMiB: now.BalloonMiB}); err != nil {
+			return err
+		}
+	}
+	if b.d.conf.MMDS != nil { // which is not in the snapshot
+		return api.PutMMDS(ctx, b.d.conf.MMDS)
+	}
+	return nil
+}
+
+// changed is what to update a limit with; nil if it is the same. A bucket of
+// nothing is no limit.
+func changed(was, now *fcapi.RateLimiter) *fcapi.RateLimiter {
+	if reflect.DeepEqual(was, now) {
+		return nil
+	}
+	u := fcapi.RateLimiter{Bandwidth: &fcapi.TokenBucket{}, Ops: &fcapi.TokenBucket{}}
+	if now != nil && now.Bandwidth != nil {
+		u.Bandwidth = now.Bandwidth
+	}
+	if now != nil && now.Ops != nil {
+		u.Ops = now.Ops
+	}
+	return &u
 }
 
 // mapMemory puts one file with the memory into the jail: that of the image if
@@ -154,15 +206,7 @@ func (d *Driver) mapMemory(ctx context.Context, b *box, r sandbox.Restore) ([]bi
 		}
 		return nil, os.Chown(path, b.jail.uid, b.jail.uid)
 	}
-	// The monitor opens it as a user of its own. What keeps others away is its
-	// folder.
-	f := b.image.Files[0]
-	info, err := f.Stat()
-	if err == nil && info.Mode()&0o004 == 0 {
-		err = f.Chmod(info.Mode().Perm() | 0o044)
-	}
-	if err != nil {
-		return nil, err
-	}
+	// It is left as it is, also its times: whoever keeps it tells by them that
+	// nobody has changed it.
 	return []bind{{filepath.Join(r.Image.Dirs[0], sandbox.FileMemory), memoryPath}}, nil
 }

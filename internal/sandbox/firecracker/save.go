@@ -204,6 +204,9 @@ func merge(ctx context.Context, layers []*os.File, to string) (err error) {
 	defer func() { err = errors.Join(err, out.Close()) }()
 	info, err := layers[0].Stat()
 	if err == nil {
+		err = out.Chmod(0o644) // whatever the process's mask: see take
+	}
+	if err == nil {
 		err = out.Truncate(info.Size())
 	}
 	for _, l := range layers {

@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/firecracker/fcapi"
 	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
@@ -27,11 +28,25 @@ type savedMachine struct {
 	Format      int // of this structure
 	Firecracker string
 	HugePages   bool
+	Balloon     bool
+	MMDS        bool
+	Limits      limits
 	microvm.Saved
 	StateSHA256 string // of sandbox.FileState
 }
 
 const machineFormat = 1
+
+// limits are what can be changed in a machine that was loaded.
+type limits struct {
+	BalloonMiB          int64
+	Disk, Receive, Send *fcapi.RateLimiter
+}
+
+func (b *box) limits() limits {
+	c := &b.d.conf
+	return limits{BalloonMiB: b.balloonMiB(), Disk: c.DiskRate, Receive: c.ReceiveRate, Send: c.SendRate}
+}
 
 // describe is what would be saved of a box, but for what its agent knows.
 func (d *Driver) describe(b *box, version string) (s savedMachine, err error) {
@@ -49,6 +64,7 @@ func (d *Driver) describe(b *box, version string) (s savedMachine, err error) {
 	}
 	return savedMachine{
 		Format: machineFormat, Firecracker: version, HugePages: d.conf.HugePages,
+		Balloon: d.conf.Balloon, MMDS: d.conf.MMDS != nil, Limits: b.limits(),
 		Saved: b.Describe(memoryMiB(b), root, disks),
 	}, nil
 }
@@ -57,7 +73,9 @@ func (d *Driver) describe(b *box, version string) (s savedMachine, err error) {
 func (s *savedMachine) fits(now *savedMachine) error {
 	return s.Fits(&now.Saved,
 		microvm.Trait{What: "Firecracker", Was: s.Firecracker, Now: now.Firecracker},
-		microvm.Trait{What: "huge pages", Was: s.HugePages, Now: now.HugePages})
+		microvm.Trait{What: "huge pages", Was: s.HugePages, Now: now.HugePages},
+		microvm.Trait{What: "balloon", Was: s.Balloon, Now: now.Balloon},
+		microvm.Trait{What: "metadata", Was: s.MMDS, Now: now.MMDS})
 }
 
 // write writes the file.

@@ -210,11 +210,55 @@ func TestFlattenAndCopy(t *testing.T) {
 	}
 }
 
+// A restore that maps an image leaves it as it is, also its times: whoever
+// keeps it would take it for damaged.
+func TestMapLeavesImage(t *testing.T) {
+	dir := t.TempDir()
+	f := pages(t, dir, sandbox.FileMemory, "0120")
+	image := sandbox.Image{Dirs: []string{dir}}
+	img, err := microvm.OpenImage(image, 4*pager.PageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	j, err := newJail(t.TempDir(), "firecracker", "id", uint32(os.Getuid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []os.FileMode{0o644, 0o600} {
+		if err := f.Chmod(mode); err != nil {
+			t.Fatal(err)
+		}
+		var was, is unix.Stat_t
+		if err := unix.Stat(f.Name(), &was); err != nil {
+			t.Fatal(err)
+		}
+		binds, err := new(Driver).mapMemory(t.Context(), &box{jail: j, image: img}, sandbox.Restore{Image: image})
+		if err != nil || len(binds) != 1 || binds[0].source != f.Name() {
+			t.Fatalf("mounts %v, %v", binds, err)
+		}
+		if err := j.targets(binds); (err == nil) != (mode == 0o644) {
+			t.Errorf("a file of mode %v: %v", mode, err)
+		}
+		if err := unix.Stat(f.Name(), &is); err != nil || is.Ctim != was.Ctim || is.Mode != was.Mode {
+			t.Errorf("mode %o, changed at %v; was %o, %v; %v", is.Mode, is.Ctim, was.Mode, was.Ctim, err)
+		}
+	}
+}
+
 func TestParseRelease(t *testing.T) {
 	if _, err := parseRelease(pinned); err != nil {
 		t.Error(err)
 	}
-	for _, bad := range []string{"", "version v1.2.3", "version v1.2.3\nx86_64 abc", "a b c"} {
+	sum := strings.Repeat("a", 64)
+	release := "version v1.2.3\nx86_64 " + sum + "\n"
+	if r, err := parseRelease(release + "kernel linux-image-6.1.0-1-cloud-amd64 6.1.2-3 " + sum); err != nil || r.Kernel.Version != "6.1.2-3" {
+		t.Errorf("parsed %+v, %v", r, err)
+	}
+	for _, bad := range []string{
+		"", "version v1.2.3", "version v1.2.3\nx86_64 abc", "a b c", release, release + "kernel x y " + sum,
+		release + "kernel linux-image-6.1.0-1-cloud-amd64 6.1.2-3 abc",
+	} {
 		if r, err := parseRelease(bad); err == nil {
 			t.Errorf("%q gives %+v", bad, r)
 		}

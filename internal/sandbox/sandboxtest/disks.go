@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,6 +77,10 @@ func testDisks(t *testing.T, s *suite) {
 		b.restore = &sandbox.Restore{Image: image}
 		return b
 	}
+	if s.driver.Capabilities().BlockDevices {
+		other := filepath.Join(s.dir, "other.erofs")
+		testOtherDisk(t, other, restored("other-disk", func(spec *sandbox.Spec) { spec.Disks = []string{other} }))
+	}
 	b := restored("mounts", give)
 	b.create(t)
 	b.start(t)
@@ -127,4 +132,25 @@ func testDisks(t *testing.T, s *suite) {
 			t.Error("a snapshot was restored without the disk that is mounted in it")
 		}
 	}
+}
+
+// testOtherDisk restores a sandbox that has not mounted its disk with another
+// one, which is larger, and reads that to its end.
+func testOtherDisk(t *testing.T, path string, b *box) {
+	const size = 1 << 20
+	writeDisk(t, path, "/hello", strings.Repeat("another!", size/8))
+	b.create(t)
+	b.start(t)
+	if err := b.sb.(sandbox.Mounter).Mount(b.s.ctx(t), 0, "/srv"); err != nil {
+		t.Fatalf("Mount of another disk than the one that was saved: %v", err)
+	}
+	var n int
+	var got string
+	if b.get(t, "/length", &n, "path", "/srv/hello"); n != size {
+		t.Errorf("the other disk's file has %d bytes, want %d", n, size)
+	}
+	if b.get(t, "/read", &got, "path", "/srv/hello"); strings.Trim(got, "another!") != "" || len(got) != size {
+		t.Errorf("the other disk's file has %d bytes of something else", len(got))
+	}
+	b.destroy(t)
 }

@@ -185,6 +185,18 @@ func (c *Client) BalloonStats(ctx context.Context) (BalloonStats, error) {
 	return s, c.call(ctx, callTimeout, http.MethodGet, "/balloon/statistics", nil, &s)
 }
 
+// PutMMDSConfig has the machine answer its guest's questions for metadata,
+// before it starts.
+func (c *Client) PutMMDSConfig(ctx context.Context, m MMDSConfig) error {
+	return c.put(ctx, "/mmds/config", m)
+}
+
+// PutMMDS sets the metadata, a JSON object: at any time, and anew in a machine
+// that was loaded.
+func (c *Client) PutMMDS(ctx context.Context, data json.RawMessage) error {
+	return c.put(ctx, "/mmds", data)
+}
+
 // PutEntropy adds a random number generator, before the machine starts.
 func (c *Client) PutEntropy(ctx context.Context, e Entropy) error {
 	return c.put(ctx, "/entropy", e)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/internal/sandbox/firecracker/fcapi"
+	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 )
 
 // serve answers all requests with h, and returns a client.
@@ -72,7 +73,10 @@ func TestRefused(t *testing.T) {
 // A real Firecracker takes, or refuses with its reason, what the client sends
 // before a machine starts; for that it needs no KVM.
 func TestRealProcess(t *testing.T) {
-	program, err := exec.LookPath("firecracker")
+	program, err := exec.LookPath(filepath.Join(guestkernel.Dir, "firecracker"))
+	if err != nil {
+		program, err = exec.LookPath("firecracker")
+	}
 	if err != nil {
 		t.Skip("this test needs firecracker: skep setup")
 	}
@@ -140,7 +144,9 @@ func TestRealProcess(t *testing.T) {
 		"no such TAP device":  c.PutNetworkInterface(ctx, fcapi.NetworkInterface{ID: "net", Device: "skep-none/x", MAC: "06:00:00:00:00:01"}),
 		"no such snapshot": c.LoadSnapshot(ctx, fcapi.SnapshotLoad{StatePath: "/none", Memory: &fcapi.MemoryBackend{Type: fcapi.BackendFile, Path: "/none"},
 			NetworkOverrides: []fcapi.NetworkOverride{{ID: "net", Device: "tap0"}}, TrackDirtyPages: true}),
-		"not running": c.SetState(ctx, fcapi.Paused),
+		"not running":                      c.SetState(ctx, fcapi.Paused),
+		"a disk's change before the start": c.PatchDrive(ctx, fcapi.DriveUpdate{ID: "root", Path: file, RateLimiter: limits}),
+		"metadata of no card":              c.PutMMDSConfig(ctx, fcapi.MMDSConfig{Version: fcapi.MMDSv2, Interfaces: []string{"none"}}),
 	} {
 		var e *fcapi.Error
 		if !errors.As(err, &e) || e.Message == "" {

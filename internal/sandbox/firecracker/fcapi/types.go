@@ -94,6 +94,17 @@ type BalloonStats struct {
 	FreeMemory      int64 `json:"free_memory,omitempty"`      // bytes
 }
 
+// MMDSConfig configures the metadata service, which answers in the guest at
+// 169.254.169.254.
+type MMDSConfig struct {
+	Version    string   `json:"version"` // MMDSv2
+	Interfaces []string `json:"network_interfaces"`
+}
+
+// MMDSv2 is the version that wants a token, as a function that is talked into
+// a GET of a URL does not have it.
+const MMDSv2 = "V2"
+
 // Entropy is a virtio random number generator.
 type Entropy struct {
 	RateLimiter *RateLimiter `json:"rate_limiter,omitempty"`

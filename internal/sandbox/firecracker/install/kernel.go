@@ -11,48 +11,79 @@ import (
 	"strings"
 	"time"
 
+	"github.com/skep-dev/skep/internal/sandbox/firecracker"
 	"github.com/skep-dev/skep/internal/sandbox/microvm/guestkernel"
 )
 
 // kernelTimeout bounds the download of the package.
 const kernelTimeout = 10 * time.Minute
 
-// Kernel fetches the distribution's kernel for virtual machines, which apt
-// checks by the distribution's signatures, and puts it into a folder as
-// guestkernel.Finder expects it. The package is not installed: this machine
-// boots what it booted before.
-func Kernel(ctx context.Context, dir string) error {
+// Kernel fetches the distribution's kernel for virtual machines and puts it into
+// a folder as guestkernel.Finder expects it: the pinned package, checked against
+// its SHA-256, or, where the distribution has it no more, its newest, which apt
+// checks by the distribution's signatures. It returns what it has put there. The
+// package is not installed: this machine boots what it booted before.
+func Kernel(ctx context.Context, pinned firecracker.KernelPackage, dir string) (got firecracker.KernelPackage, err error) {
+	if err := CheckArch(""); err != nil {
+		return got, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, kernelTimeout)
 	defer cancel()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+		return got, err
 	}
 	work, err := os.MkdirTemp(dir, ".setup-")
 	if err != nil {
-		return err
+		return got, err
 	}
 	defer os.RemoveAll(work) //nolint:errcheck // a folder of ours
-	out, err := tool(ctx, work, "apt-cache", "depends", guestkernel.Package)
-	if err != nil {
-		return err
-	}
-	pkg, err := imagePackage(out)
-	if err != nil {
-		return err
-	}
 	// apt's own user must be able to write here, or it complains.
-	if _, err := tool(ctx, work, "apt-get", "-o", "APT::Sandbox::User=root", "download", pkg); err != nil {
+	download := func(pkg string) error {
+		_, err := tool(ctx, work, "apt-get", "-o", "APT::Sandbox::User=root", "download", pkg)
 		return err
+	}
+	isPinned := download(pinned.Name+"="+pinned.Version) == nil
+	if !isPinned {
+		out, err := tool(ctx, work, "apt-cache", "depends", guestkernel.Package)
+		if err != nil {
+			return got, err
+		}
+		pkg, err := imagePackage(out)
+		if err != nil {
+			return got, err
+		}
+		if err := download(pkg); err != nil {
+			return got, err
+		}
 	}
 	debs, err := filepath.Glob(filepath.Join(work, "*.deb"))
 	if err != nil || len(debs) != 1 {
-		return fmt.Errorf("apt-get download %s: %d files, %w", pkg, len(debs), err)
+		return got, fmt.Errorf("apt-get download left %d packages in %s, want one", len(debs), work)
+	}
+	if got, err = describePackage(ctx, debs[0]); err != nil {
+		return got, err
+	}
+	if isPinned && got != pinned {
+		return got, fmt.Errorf("%w: the package %s %s is %s, want %s", ErrChecksum, got.Name, got.Version, got.SHA256, pinned.SHA256)
 	}
 	root := filepath.Join(work, "root")
 	if _, err := tool(ctx, work, "dpkg-deb", "-x", debs[0], root); err != nil {
-		return err
+		return got, err
 	}
-	return place(ctx, root, dir)
+	return got, place(ctx, root, dir)
+}
+
+// describePackage reads a package's name and version, and its checksum.
+func describePackage(ctx context.Context, deb string) (k firecracker.KernelPackage, err error) {
+	if k.SHA256, err = sumOf(deb); err != nil {
+		return k, err
+	}
+	out, err := tool(ctx, filepath.Dir(deb), "dpkg-deb", "-W", "--showformat=${Package} ${Version}", deb)
+	if err != nil {
+		return k, err
+	}
+	k.Name, k.Version, _ = strings.Cut(strings.TrimSpace(out), " ")
+	return k, nil
 }
 
 // imagePackage finds the package with the kernel among what the one that names

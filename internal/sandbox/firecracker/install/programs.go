@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/skep-dev/skep/internal/sandbox/firecracker"
@@ -39,20 +40,10 @@ type Programs struct {
 	Archive string       // a file to take instead of fetching it; "" fetches
 	URL     string       // "" is the release's own
 	HTTP    *http.Client // nil is http.DefaultClient
+	Arch    string       // of the machine, as Go says it; "" is this program's
 }
 
 var programs = []string{"firecracker", "jailer"}
-
-// Installed says if both programs are in the folder. It does not say of which
-// release.
-func (p Programs) Installed() bool {
-	for _, name := range programs {
-		if _, err := os.Stat(filepath.Join(p.Dir, name)); err != nil {
-			return false
-		}
-	}
-	return true
-}
 
 // Install fetches or opens the archive, checks it, and puts the programs into
 // Dir. Nothing appears there before everything has been checked.
@@ -77,7 +68,12 @@ func (p Programs) Install(ctx context.Context) error {
 	if err := unpack(archive, p.Release, work); err != nil {
 		return fmt.Errorf("%s: %w", p.Release.Archive(), err)
 	}
-	for _, name := range programs {
+	if err := p.writeRecord(work); err != nil {
+		return err
+	}
+	// The record comes last: without it, or with an old one, what is there is
+	// not taken for this release.
+	for _, name := range append(slices.Clone(programs), recordFile) {
 		if err := os.Rename(filepath.Join(work, name), filepath.Join(p.Dir, name)); err != nil {
 			return err
 		}

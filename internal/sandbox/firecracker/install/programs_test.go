@@ -86,7 +86,7 @@ func TestInstall(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, info.Mode(), err)
 		}
 	}
-	if files, err := os.ReadDir(dir); err != nil || len(files) != 2 {
+	if files, err := os.ReadDir(dir); err != nil || len(files) != 3 { // and the record
 		t.Errorf("the folder has %v, %v", files, err)
 	}
 }
@@ -101,10 +101,10 @@ func TestFile(t *testing.T) {
 	h := sha256.Sum256(a)
 	r.SHA256 = hex.EncodeToString(h[:])
 	p := install.Programs{Release: r, Dir: t.TempDir(), Archive: path}
-	if p.Installed() {
-		t.Error("installed before it was")
+	if s := p.Status(); s.Current || len(s.Missing) != 2 {
+		t.Errorf("before it was installed: %+v", s)
 	}
-	if err := p.Install(t.Context()); err != nil || !p.Installed() {
+	if err := p.Install(t.Context()); err != nil || !p.Status().Current {
 		t.Errorf("Install: %v", err)
 	}
 }

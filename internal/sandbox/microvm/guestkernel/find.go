@@ -28,9 +28,10 @@ type Finder struct {
 	Path string // a kernel that was asked for, "" to look
 }
 
-// ownDir is where an administrator can put a kernel for Skep alone: "vmlinux"
-// or "vmlinuz", with its modules in "modules".
-const ownDir = "/usr/lib/skep"
+// Dir is where an administrator, or skep setup, can put a kernel for Skep alone:
+// "vmlinux" or "vmlinuz", with its modules in "modules". Other programs for
+// micro-VMs are there, too.
+const Dir = "/usr/lib/skep"
 
 // Find returns, in this order: the kernel that was asked for, the one in
 // /usr/lib/skep, the newest of the distribution's kernels for virtual
@@ -45,7 +46,7 @@ func (f Finder) Find() (Kernel, error) {
 		return k, nil
 	}
 	for _, name := range []string{"vmlinux", "vmlinuz"} {
-		p := filepath.Join(f.Root, ownDir, name)
+		p := filepath.Join(f.Root, Dir, name)
 		if _, err := os.Stat(p); err == nil {
 			return Kernel{Image: p, Modules: f.modulesFor(p)}, nil
 		} else if !errors.Is(err, fs.ErrNotExist) {

@@ -49,10 +49,12 @@ func serve(addresses []string) error {
 		"/dial":  dial,
 		"/count": count, "/remember": remember, "/recall": recall, "/now": now, "/random": random,
 		"/draw": draw, "/drawn": drawn,
-		"/write": func(r *http.Request) (any, error) { return "ok", write(r) },
-		"/read":  func(r *http.Request) (any, error) { return read(r) },
-		"/print": func(r *http.Request) (any, error) { fmt.Println(r.FormValue("text")); return "ok", nil },
-		"/exit":  func(r *http.Request) (any, error) { os.Exit(number(r, "code")); return nil, nil },
+		"/write":    func(r *http.Request) (any, error) { return "ok", write(r) },
+		"/read":     func(r *http.Request) (any, error) { return read(r) },
+		"/length":   length,
+		"/metadata": metadata,
+		"/print":    func(r *http.Request) (any, error) { fmt.Println(r.FormValue("text")); return "ok", nil },
+		"/exit":     func(r *http.Request) (any, error) { os.Exit(number(r, "code")); return nil, nil },
 		"/processes": func(*http.Request) (any, error) {
 			dirs, err := filepath.Glob("/proc/[0-9]*")
 			return len(dirs), err

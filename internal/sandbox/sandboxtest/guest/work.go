@@ -91,6 +91,16 @@ func read(r *http.Request) (string, error) {
 	return string(b), err
 }
 
+// length reads a file to its end.
+func length(r *http.Request) (any, error) {
+	f, err := os.Open(r.FormValue("path"))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.Copy(io.Discard, f)
+}
+
 type forked struct {
 	Started int
 	Error   string
