@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -11,7 +13,7 @@ import (
 func metadata(r *http.Request) (any, error) {
 	const service = "http://169.254.169.254"
 	client := &http.Client{Timeout: 30 * time.Second}
-	ask := func(method, path string, header ...string) (string, error) {
+	ask := func(method, path string, header ...string) (string, error) { // "200 the body"
 		req, err := http.NewRequestWithContext(r.Context(), method, service+path, nil)
 		if err != nil {
 			return "", err
@@ -25,7 +27,7 @@ func metadata(r *http.Request) (any, error) {
 		}
 		defer res.Body.Close()
 		b, err := io.ReadAll(io.LimitReader(res.Body, 1<<16))
-		return res.Status + " " + string(b), err
+		return fmt.Sprint(res.StatusCode, " ", string(b)), err
 	}
 	without, err := ask(http.MethodGet, "/")
 	if err != nil {
@@ -35,10 +37,10 @@ func metadata(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	const ok = "200 OK "
-	if len(token) < len(ok) || token[:len(ok)] != ok {
+	token, ok := strings.CutPrefix(token, "200 ")
+	if !ok {
 		return []string{without, token}, nil
 	}
-	with, err := ask(http.MethodGet, "/", "X-metadata-token", token[len(ok):], "Accept", "application/json")
+	with, err := ask(http.MethodGet, "/", "X-metadata-token", token, "Accept", "application/json")
 	return []string{without, with}, err
 }
