@@ -52,12 +52,16 @@ func (d *Driver) Name() string { return Name }
 // layers is written to one file before it is mapped (RestoreMap, RestoreHint):
 // it is then in the page cache as a whole, and there is nothing to hint.
 func (d *Driver) Capabilities() sandbox.Capabilities {
+	modes := restoreModes
+	if d.conf.HugePages {
+		modes = []sandbox.RestoreMode{sandbox.RestorePager}
+	}
 	return sandbox.Capabilities{
 		Link:                   sandbox.LinkTAP,
 		HardwareVirtualization: true,
 		OwnKernel:              true,
 		Snapshot:               true,
-		RestoreModes:           slices.Clone(restoreModes),
+		RestoreModes:           slices.Clone(modes),
 		LayeredSnapshot:        true,
 		OnDemandMemory:         true,
 		BlockDevices:           true,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -296,6 +297,12 @@ func TestRestoreMode(t *testing.T) {
 		{Config{}, sandbox.Restore{Image: sandbox.Image{Dirs: one}, Mode: sandbox.RestoreEager}, ""},
 	} {
 		d := &Driver{conf: c.conf}
+		if c.want != "" && !slices.Contains(d.Capabilities().RestoreModes, c.want) {
+			t.Errorf("%+v: the capabilities lack %q", c.conf, c.want)
+		}
+		if modes := d.Capabilities().RestoreModes; c.conf.HugePages && len(modes) != 1 {
+			t.Errorf("with huge pages it promises to restore by %q", modes)
+		}
 		if got, err := d.restoreMode(c.r); got != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("%+v: %q, %v, want %q", c.r, got, err, c.want)
 		}
