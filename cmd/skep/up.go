@@ -93,6 +93,7 @@ configuration file and a variable in the environment (SKEP_API_LISTEN).`,
 	f.StringVar(&cfg.SnapshotWorkingSet, "snapshot-working-set", cfg.SnapshotWorkingSet, "what becomes of a working set that is recorded anew: last, union or intersection")
 	f.StringVar(&poolMemory, "snapshot-pool-memory", poolMemory, "memory that prepared sandboxes may take, all together")
 	f.StringVar(&snapshotLimit, "snapshot-limit", snapshotLimit, "size above which the least recently used snapshots are removed")
+	f.DurationVar(&cfg.SnapshotWait, "snapshot-wait", cfg.SnapshotWait, "how long a start waits for a snapshot that is in the store only, before it boots")
 	f.StringVar(&cfg.SnapshotStore, "snapshot-store", cfg.SnapshotStore, "where snapshots are kept: a folder, or s3://BUCKET/PREFIX?endpoint=URL (default below the data folder)")
 	firecrackerFlags(f, &cfg.Firecracker)
 	f.StringSliceVar(&cfg.InsecureRegistries, "insecure-registry", nil, "HOST[:PORT] of a registry that may be spoken to in plain HTTP, may be repeated")

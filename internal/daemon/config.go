@@ -54,7 +54,9 @@ type Config struct {
 	SnapshotDiffs       int    // differences that may lie on a whole snapshot
 	SnapshotWorkingSet  string // how recordings of working sets become one
 	SnapshotPoolMemory  int64  // bytes that those may take, all together
-	SnapshotLimit       int64  // bytes of the store, and of the files to restore from
+	// SnapshotWait is how long a start waits for a snapshot from the store.
+	SnapshotWait  time.Duration
+	SnapshotLimit int64 // bytes of the store, and of the files to restore from
 	// SnapshotStore is where snapshots are kept: a folder, or
 	// s3://BUCKET/PREFIX?endpoint=URL; "" is a folder below Data.
 	SnapshotStore string
@@ -67,6 +69,9 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// maxSnapshotWait bounds SnapshotWait: who waits is a request.
+const maxSnapshotWait = time.Minute
+
 // DefaultConfig is the configuration of `skep up` without any flag.
 func DefaultConfig() Config {
 	return Config{
@@ -77,7 +82,7 @@ func DefaultConfig() Config {
 		IdleAfter: 60 * time.Second, DrainTimeout: 30 * time.Second,
 		PoolSize: 4,
 		Accel:    "auto", ImageBytes: 8 << 30, StoreBytes: 32 << 30,
-		SnapshotPool: "0", SnapshotDiffs: 2, SnapshotWorkingSet: string(snapshots.LastSet), SnapshotPoolMemory: node.DefaultPoolMemory, SnapshotLimit: 16 << 30,
+		SnapshotPool: "0", SnapshotDiffs: 2, SnapshotWorkingSet: string(snapshots.LastSet), SnapshotPoolMemory: node.DefaultPoolMemory, SnapshotWait: snapshots.DefaultPatience, SnapshotLimit: 16 << 30,
 		Firecracker: FirecrackerConfig{Balloon: "off", DirtyTracking: true},
 	}
 }
@@ -140,6 +145,9 @@ func (c *Config) Validate() error {
 	}
 	if c.SnapshotPoolMemory < minBytes {
 		return fmt.Errorf("--snapshot-pool-memory %d: at least %d are needed", c.SnapshotPoolMemory, minBytes)
+	}
+	if c.SnapshotWait <= 0 || c.SnapshotWait > maxSnapshotWait {
+		return fmt.Errorf("--snapshot-wait %v: it is a time above 0 up to %v", c.SnapshotWait, maxSnapshotWait)
 	}
 	if c.SnapshotLimit < minBytes {
 		return fmt.Errorf("--snapshot-limit %d: at least %d are needed", c.SnapshotLimit, minBytes)

@@ -22,6 +22,7 @@ func TestValidate(t *testing.T) {
 		{"--snapshot-diffs", func(c *Config) { c.SnapshotDiffs = 9 }},
 		{"--snapshot-pool-memory", func(c *Config) { c.SnapshotPoolMemory = 1 }},
 		{"--snapshot-limit", func(c *Config) { c.SnapshotLimit = 1 }},
+		{"--snapshot-wait", func(c *Config) { c.SnapshotWait = 0 }},
 		{"--snapshot-store", func(c *Config) { c.SnapshotStore = "s3://bucket" }},
 		{"--snapshot-working-set", func(c *Config) { c.SnapshotWorkingSet = "all" }},
 		{"--snapshot-pool", func(c *Config) { c.SnapshotPool = "many" }},

@@ -50,7 +50,7 @@ func (d *Daemon) startSnapshots(ctx context.Context, l *lower, j *journal.Journa
 	l.events = &eventRelay{}
 	l.catalog, err = snapshots.Open(ctx, snapshots.Config{
 		Dir: filepath.Join(dir, "local"), Store: store, Journal: j,
-		MaxCopies: d.cfg.SnapshotLimit, MaxStore: d.cfg.SnapshotLimit,
+		MaxCopies: d.cfg.SnapshotLimit, MaxStore: d.cfg.SnapshotLimit, Patience: d.cfg.SnapshotWait,
 		Log: d.cfg.Log, OnEvent: l.events.send, Registerer: l.registry,
 	})
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // its own, and the request that it had is answered by another one.
 func TestPagerFails(t *testing.T) {
 	t.Parallel()
-	s := up(t, "--idle-after", "1s", "--sandbox", "qemu", "--upf", "--snapshot-restore-mode", "pager", "--snapshot-pool", "0").importProbe()
+	s := up(t, "--idle-after", "1s", "--sandbox", "qemu", "--snapshot-restore-mode", "pager", "--snapshot-pool", "0").importProbe()
 	name := s.annotatedMode("cutoff", "qemu", "ballast", map[string]string{retention: "20s"})
 	s.stored(name)
 	s.atZero(name)

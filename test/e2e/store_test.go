@@ -43,7 +43,7 @@ func TestObjectStore(t *testing.T) {
 	const key = "AKIDSKEPTEST"
 	url, refused := objectStore(t, key, "main", "other")
 	query := "?endpoint=" + url + "&region=us-east-1"
-	s := prepared(t, "--idle-after", "1s", "--sandbox", "gvisor", "--snapshot-restore-mode", "always", "--snapshot-store", "s3://main/node"+query)
+	s := prepared(t, "--idle-after", "1s", "--sandbox", "gvisor", "--snapshot-restore-mode", "always", "--snapshot-wait", "30s", "--snapshot-store", "s3://main/node"+query)
 	s.Env = []string{"AWS_ACCESS_KEY_ID=" + key, "AWS_SECRET_ACCESS_KEY=secret"}
 	const name = "stored"
 	s.up()

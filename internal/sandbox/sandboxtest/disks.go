@@ -79,7 +79,7 @@ func testDisks(t *testing.T, s *suite) {
 	}
 	if s.driver.Capabilities().BlockDevices {
 		other := filepath.Join(s.dir, "other.erofs")
-		testOtherDisk(t, other, restored("other-disk", func(spec *sandbox.Spec) { spec.Disks = []string{other} }))
+		testOtherDisk(t, other, restored("other-disk", func(spec *sandbox.Spec) { spec.Disks = []string{other, spare} }))
 	}
 	b := restored("mounts", give)
 	b.create(t)
