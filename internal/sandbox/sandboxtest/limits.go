@@ -84,7 +84,7 @@ func testCPU(t *testing.T, s *suite) {
 }
 
 func testPIDs(t *testing.T, s *suite) {
-	const limit = 64
+	const limit = snapshotPIDs // all must fit into the memory, here too
 	b := s.serve(t, func(spec *sandbox.Spec) { spec.Resources.PIDs = limit })
 	var f struct {
 		Started int
