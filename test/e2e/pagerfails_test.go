@@ -24,6 +24,7 @@ func TestPagerFails(t *testing.T) {
 		t.Fatalf("the first request: %s", start)
 	}
 	s.wantMetric("skep_snapshot_recordings_total 1") // which reads it, too
+	s.wantMetric("skep_snapshot_unstored 0")         // and so does storing that
 	images, err := filepath.Glob(filepath.Join(s.Dir, "snapshots", "local", "*", "*", sandbox.FileMemory))
 	if err != nil || len(images) != 1 {
 		t.Fatalf("memory of snapshots: %v, %v", images, err)
