@@ -37,7 +37,7 @@ func (r *results) writeBursts(w io.Writer, plots string) error {
 		return fmt.Errorf("plot: %w", err)
 	}
 	fmt.Fprintf(w, "![Restores at the same time](%s/%s)\n\n", r.o.plots, name)
-	fmt.Fprint(w, "Profiles of the largest bursts are made with `PERF=DIR make bench-snapshots` (package linux-perf; a skep-runsc with symbols is used then):\n`perf record -a -g -e cpu-clock` runs beside one more burst; look with `perf report -i DIR/NAME.perf --no-children`.\n\n")
+	fmt.Fprint(w, "Profiles of the largest bursts are made with `PERF=DIR make bench-snapshots` (package linux-perf; a skep-runsc with symbols is used then):\n`perf record -a -g -e cpu-clock` runs beside one more burst; look with `perf report -i DIR/NAME.perf --no-children`.\nWhat they showed: [snapshots-bottlenecks.md](snapshots-bottlenecks.md).\n\n")
 	for _, b := range r.bursts {
 		if b.profiled != "" {
 			fmt.Fprintf(w, "%s, %s, by program and by function:\n\n```\n%s\n```\n\n", b.driver, b.fn.title, b.profiled)
