@@ -11,8 +11,8 @@ import (
 
 const (
 	// retryWait bounds how long a request that failed at an instance waits
-	// for another one.
-	retryWait = 10 * time.Second
+	// for another one: as long as micro-VMs boot on emulated processors.
+	retryWait = 30 * time.Second
 	// smallBody is the size up to which a body is read before an instance
 	// is taken: slow senders then hold no place, and the request can be tried again.
 	smallBody = 16 << 10

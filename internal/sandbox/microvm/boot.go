@@ -13,7 +13,7 @@ import (
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
-// ErrSilent says that a machine has come up, and then did not answer for ten
+// ErrSilent says that a machine has come up, and then did not answer for four
 // times as long as that took.
 var ErrSilent = errors.New("the guest's agent has come up, and does not answer")
 
@@ -41,7 +41,7 @@ func (b *Box) Boot(ctx context.Context, places chan struct{}, start func(context
 	kernel := listening.Sub(started)
 	ctx, cancel := until(ctx, b.Machine.Dead())
 	defer cancel()
-	answering, stop := context.WithTimeout(ctx, max(silence, 10*kernel))
+	answering, stop := context.WithTimeout(ctx, max(silence, 4*kernel))
 	defer stop()
 	agentTook, err := b.introduce(answering)
 	if err != nil && answering.Err() != nil && ctx.Err() == nil {
