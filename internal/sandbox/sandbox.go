@@ -238,6 +238,10 @@ type Exit struct {
 	At time.Time
 }
 
+// ReasonStalled is the Reason of a function that was killed because it made no
+// progress any more for want of memory. OOMKilled is true, too.
+const ReasonStalled = "out of memory: it only waited for pages of its own files to be read again; give it more memory"
+
 // Stats is a sandbox's use of the machine, the driver's overhead included.
 type Stats struct {
 	MemoryBytes int64

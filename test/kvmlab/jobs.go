@@ -37,7 +37,7 @@ const (
 	// Every one of them looks for what was left behind. Not the mode pager:
 	// each of thousands of page faults takes milliseconds there.
 	nestedShort = `TestConformance$/^HTTP$|TestConformance$/^Snapshot$/^Modes$/^(map|map\+hint|eager)$`
-	limitsShort = "TestConformance$/^(HTTP|Memory|CPU|PIDs|Stages)$"
+	limitsShort = "TestConformance$/^(HTTP|Memory|Stall|CPU|PIDs|Stages)$"
 )
 
 var packages = map[string]job{

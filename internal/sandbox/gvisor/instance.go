@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,6 +39,8 @@ type instance struct {
 	watched  bool // the watch runs: it will finish
 	mounts   []mounted
 	phases   []sandbox.Phase
+
+	stalled atomic.Bool // it was killed for that
 
 	finish func(sandbox.Exit) // the first call counts; ends life
 	life   context.Context    // ends once exit is set
@@ -150,6 +153,7 @@ func (s *instance) Start(ctx context.Context) error {
 	s.phase(name, begin)
 	s.watched = true
 	go s.watch(s.launcher)
+	go s.killStalled()
 	return nil
 }
 

@@ -3,6 +3,7 @@ package gvisor
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,12 +34,26 @@ func (s *instance) watch(l *launcher) {
 		e.Code, e.Signal = 128+int(unix.SIGKILL), int(unix.SIGKILL)
 		e.Reason = "the sandbox was killed from outside"
 	}
-	if e.Code == 128+int(unix.SIGKILL) {
+	if s.stalled.Load() {
+		e.OOMKilled, e.Reason = true, sandbox.ReasonStalled
+	} else if e.Code == 128+int(unix.SIGKILL) {
 		if n, err := s.group.OOMKills(); err == nil && n > 0 {
 			e.OOMKilled, e.Reason = true, "out of memory: the function and gVisor used more than the sandbox's limit"
 		}
 	}
 	s.finish(e)
+}
+
+// killStalled kills the sandbox if it stops making progress for want of memory.
+func (s *instance) killStalled() {
+	stalled, err := s.group.WaitStalled(s.life)
+	if err != nil {
+		slog.Warn("a sandbox is not watched for stalls", "sandbox", s.spec.ID, "error", err)
+	}
+	if stalled {
+		s.stalled.Store(true)
+		_ = s.group.Kill(s.life) // what is left of it, Destroy kills
+	}
 }
 
 func decode(ws unix.WaitStatus) (code, signal int) {

@@ -122,7 +122,7 @@ func exit(r *agentpb.WaitResponse) sandbox.Exit {
 	}
 	switch {
 	case r.Stalled:
-		e.Reason = "out of memory: it only waited for pages of its own files to be read again; give it more memory"
+		e.Reason = sandbox.ReasonStalled
 	case e.OOMKilled:
 		e.Reason = "out of memory"
 	}

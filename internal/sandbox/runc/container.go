@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -41,6 +42,7 @@ type container struct {
 	mu        sync.Mutex
 	state     state
 	destroyed bool     // or about to be
+	stalled   bool     // it was killed for that
 	init      *os.File // pidfd of the function's process
 	stop      context.CancelFunc
 	exit      sandbox.Exit
@@ -127,6 +129,7 @@ func (s *container) Start(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("start sandbox %s: %w", s.spec.ID, err), s.kill(cleanup))
 	}
 	s.adopt(pid)
+	go s.killStalled(run)
 	s.mu.Lock()
 	s.phases = append(s.phases, sandbox.Phase{Name: "run", Took: time.Since(begin)})
 	s.mu.Unlock()
@@ -166,7 +169,9 @@ func (s *container) ended(status int, err error) {
 	kills, kerr := s.group.OOMKills()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if kerr == nil && kills > 0 && e.Code != 0 && !s.destroyed {
+	if s.stalled {
+		e.OOMKilled, e.Reason = true, sandbox.ReasonStalled
+	} else if kerr == nil && kills > 0 && e.Code != 0 && !s.destroyed {
 		e.OOMKilled = true
 		if e.Reason == "" {
 			e.Reason = fmt.Sprintf("out of memory: the limit is %d MiB", s.spec.Resources.MemoryBytes>>20)
@@ -176,6 +181,22 @@ func (s *container) ended(status int, err error) {
 		e.Reason = fmt.Sprintf("runc ended with code %d before the function was started", e.Code)
 	}
 	s.finish(e)
+}
+
+// killStalled kills the function if it stops making progress for want of
+// memory, until ctx ends with it.
+func (s *container) killStalled(ctx context.Context) {
+	stalled, err := s.group.WaitStalled(ctx)
+	if err != nil {
+		slog.Warn("a sandbox is not watched for stalls", "sandbox", s.spec.ID, "error", err)
+	}
+	s.mu.Lock()
+	stalled = stalled && s.state == running && !s.destroyed
+	s.stalled = stalled
+	s.mu.Unlock()
+	if stalled {
+		_ = s.group.Kill(ctx) // what is left of it, Destroy kills
+	}
 }
 
 // finish sets the exit; s.mu is held.

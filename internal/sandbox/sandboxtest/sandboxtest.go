@@ -88,6 +88,7 @@ func Run(t *testing.T, newDriver func(t *testing.T) sandbox.Driver, opts Options
 		{"DiskFull", testDiskFull},
 		{"Memory", testMemory},
 		{"MemoryAtOnce", testMemoryAtOnce},
+		{"Stall", testStall},
 		{"CPU", testCPU},
 		{"PIDs", testPIDs},
 		{"Exit", testExit},

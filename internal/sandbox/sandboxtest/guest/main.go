@@ -23,7 +23,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return fmt.Errorf("usage: guest serve|echo|cat|env|id|exit|sleep|trap|hog|kill [argument]")
+		return fmt.Errorf("usage: guest serve|echo|cat|env|id|exit|sleep|trap|hog|stall|kill [argument]")
 	}
 	arg := func() string { return strings.Join(args[1:], " ") }
 	switch args[0] {
@@ -65,6 +65,12 @@ func run(args []string) error {
 		}
 		hog(mb)
 		fmt.Println("survived")
+	case "stall": // MB
+		mb, err := strconv.Atoi(arg())
+		if err != nil {
+			return err
+		}
+		return stall(mb)
 	default:
 		return fmt.Errorf("unknown command %q", args[0])
 	}

@@ -51,6 +51,43 @@ func hog(mb int) {
 	}
 }
 
+// stall takes memory, and then reads pages of its own program: for seconds, or
+// for hours if each of them must be brought back.
+func stall(mb int) error {
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	m, err := syscall.Mmap(int(f.Fd()), 0, int(size), syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	b, err := syscall.Mmap(-1, 0, mb<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		return err
+	}
+	// Huge pages would make more of it than asked for.
+	_ = syscall.Madvise(b, syscall.MADV_NOHUGEPAGE)
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 1
+	}
+	at := uint32(1)
+	for range 100_000_000 {
+		// In no order: what is read in order the kernel takes for a stream.
+		at = at*1664525 + 1013904223
+		sum += m[int(at>>4)%len(m)]
+	}
+	return nil
+}
+
+// sum is global: what nobody can see, the compiler does not read.
+var sum byte
+
 type filled struct {
 	Bytes  int64
 	ENOSPC bool

@@ -31,8 +31,6 @@ func main() {
 			b, err := os.ReadFile(path)
 			fmt.Println(path, string(b), err)
 		}
-	case "stall":
-		stall(os.Args[2])
 	case "attack":
 		attack()
 	}
@@ -60,44 +58,6 @@ func serve() {
 	})
 	panic(http.ListenAndServe(":8080", nil))
 }
-
-// stall fills memory up to what is left for pages of a file, and then reads
-// these again and again: each is gone when it is wanted.
-func stall(path string) {
-	f, err := os.Open(path)
-	if err != nil {
-		panic(err)
-	}
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		panic(err)
-	}
-	m, err := syscall.Mmap(int(f.Fd()), 0, int(size), syscall.PROT_READ, syscall.MAP_SHARED)
-	if err != nil {
-		panic(err)
-	}
-	mb, _ := strconv.Atoi(os.Args[3])
-	b, err := syscall.Mmap(-1, 0, mb<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
-	if err != nil {
-		panic(err)
-	}
-	// Huge pages would make more of it than asked for.
-	if err := syscall.Madvise(b, syscall.MADV_NOHUGEPAGE); err != nil {
-		panic(err)
-	}
-	for i := 0; i < len(b); i += 4096 {
-		b[i] = 1
-	}
-	fmt.Println("stalls")
-	for at := uint32(1); ; {
-		// In no order: what is read in order the kernel takes for a stream.
-		at = at*1664525 + 1013904223
-		sum += m[int(at>>4)%len(m)]
-	}
-}
-
-// sum is global: what nobody can see, the compiler does not read.
-var sum byte
 
 // attack prints what it could reach.
 func attack() {
