@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -173,7 +172,10 @@ func start(t *testing.T, img *Image, root string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := freePort(t)
+	port, err := testenv.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
 	out := &bytes.Buffer{}
 	cmd := exec.Command(cf.Config.Entrypoint[0], cf.Config.Entrypoint[1:]...)
 	cmd.Path = cf.Config.Entrypoint[0]
@@ -228,16 +230,6 @@ func start(t *testing.T, img *Image, root string) string {
 		case <-time.After(wait):
 		}
 	}
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // talk checks the protocol of the hello functions.

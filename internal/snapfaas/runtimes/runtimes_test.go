@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -66,35 +65,18 @@ func compile(t *testing.T, name string) app {
 	}
 }
 
-// given are the addresses that freeAddress has given out.
-var given sync.Map
-
-// freeAddress is one that nothing listens on, and that no other test here, which
-// may be about to, was given.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	for {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		address := l.Addr().String()
-		_ = l.Close() // it is most likely still free in a moment
-		if _, twice := given.LoadOrStore(address, true); !twice {
-			return address
-		}
-	}
-}
-
 // start runs a runtime and returns how to connect to it.
 func start(t *testing.T, command []string, dir string) func() *guest.Conn {
 	t.Helper()
-	address := freeAddress(t)
-	_, port, _ := net.SplitHostPort(address)
+	port, err := testenv.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", port)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-	cmd.Env = append(os.Environ(), "SKEP_RUNTIME_PORT="+port, "SKEP_RUNTIME_APP="+dir)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("SKEP_RUNTIME_PORT=%d", port), "SKEP_RUNTIME_APP="+dir)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

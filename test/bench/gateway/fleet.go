@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/skep-dev/skep/internal/testenv"
 )
 
 // names are the measured, in the order of the table.
@@ -32,11 +32,11 @@ type fleet struct {
 func startFleet(ctx context.Context, dir string, o options) (*fleet, error) {
 	f := &fleet{addr: map[string]string{}, group: map[string]int{}, logs: map[*exec.Cmd]string{}}
 	for _, n := range names {
-		a, err := freeAddr(ctx)
+		port, err := testenv.FreePort()
 		if err != nil {
 			return f, err
 		}
-		f.addr[n] = a
+		f.addr[n] = fmt.Sprintf("127.0.0.1:%d", port)
 	}
 	up := f.addr["direct"]
 	files := map[string]string{
@@ -61,7 +61,7 @@ func startFleet(ctx context.Context, dir string, o options) (*fleet, error) {
 	admin off
 	auto_https off
 }
-http://:` + port(f.addr["caddy"]) + ` {
+http://:` + strings.TrimPrefix(f.addr["caddy"], "127.0.0.1:") + ` {
 	bind 127.0.0.1
 	reverse_proxy ` + up + ` {
 		transport http {
@@ -174,23 +174,6 @@ func (f *fleet) output() string {
 		fmt.Fprintf(&b, "--- %s\n%s\n", filepath.Base(cmd.Path), text)
 	}
 	return b.String()
-}
-
-func freeAddr(ctx context.Context) (string, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
-
-func port(addr string) string {
-	_, p, _ := strings.Cut(addr, ":")
-	if _, err := strconv.Atoi(p); err != nil {
-		return "0"
-	}
-	return p
 }
 
 // waitReady waits for the response that will be measured.
