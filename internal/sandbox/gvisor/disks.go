@@ -2,15 +2,13 @@ package gvisor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"slices"
 
+	"github.com/skep-dev/skep/internal/fingerprint"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/sandbox/ocispec"
 )
@@ -21,17 +19,16 @@ import (
 // mounted is a disk that is mounted, also in a snapshot: gVisor wants the same
 // image again, and its own check ends in a panic.
 type mounted struct {
-	Disk   int    // index in Spec.Disks
-	Target string // clean path
-	Bytes  int64  // of the image
-	Begin  string // hash of its first beginBytes
+	Disk     int    // index in Spec.Disks
+	Target   string // clean path
+	Path     string // of the image
+	Bytes    int64
+	Modified int64  // nanoseconds since 1970
+	Content  string // fingerprint.File
 }
 
-// beginBytes is how much of an image tells it from others: the superblock, and
-// of most apps all inodes and the content of small files.
-const beginBytes = 64 << 10
-
-// describeDisk says what is mounted with a disk. It must be EROFS.
+// describeDisk says what is mounted with a disk, but for its content. It must
+// be EROFS.
 func describeDisk(spec *sandbox.Spec, disk int) (mounted, error) {
 	if disk < 0 || disk >= len(spec.Disks) {
 		return mounted{}, fmt.Errorf("there is no disk %d in a spec of %d", disk, len(spec.Disks))
@@ -42,25 +39,15 @@ func describeDisk(spec *sandbox.Spec, disk int) (mounted, error) {
 		return mounted{}, fmt.Errorf("disks[%d]: gVisor mounts EROFS only: %w", disk, err)
 	}
 	closer.Close()
-	f, err := os.Open(name)
+	fi, err := os.Stat(name)
 	if err != nil {
 		return mounted{}, fmt.Errorf("disks[%d]: %w", disk, err)
 	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return mounted{}, fmt.Errorf("disks[%d]: %w", disk, err)
-	}
-	begin := make([]byte, min(fi.Size(), beginBytes))
-	if _, err := io.ReadFull(f, begin); err != nil {
-		return mounted{}, fmt.Errorf("disks[%d]: %w", disk, err)
-	}
-	sum := sha256.Sum256(begin)
-	return mounted{Disk: disk, Bytes: fi.Size(), Begin: hex.EncodeToString(sum[:])}, nil
+	return mounted{Disk: disk, Path: name, Bytes: fi.Size(), Modified: fi.ModTime().UnixNano()}, nil
 }
 
 // checkDisks checks the disks of a spec, and that those that are mounted in
-// what it is restored from are what they were.
+// what it is restored from have the content that they had, wherever that is now.
 func checkDisks(spec *sandbox.Spec, mounts []mounted) error {
 	for i := range spec.Disks {
 		if _, err := describeDisk(spec, i); err != nil {
@@ -72,8 +59,14 @@ func checkDisks(spec *sandbox.Spec, mounts []mounted) error {
 		if err != nil {
 			return fmt.Errorf("%s in the snapshot: %w", m.Target, err)
 		}
-		if now.Target = m.Target; now != m {
-			return fmt.Errorf("disks[%d]: %s %w at %s", m.Disk, spec.Disks[m.Disk], sandbox.ErrOtherDisk, m.Target)
+		if now.Target, now.Content = m.Target, m.Content; now == m {
+			continue // which is faster than to read it
+		}
+		switch content, err := fingerprint.File(now.Path); {
+		case err != nil:
+			return fmt.Errorf("disks[%d]: %w", m.Disk, err)
+		case content != m.Content:
+			return fmt.Errorf("disks[%d]: %s %w at %s", m.Disk, now.Path, sandbox.ErrOtherDisk, m.Target)
 		}
 	}
 	return nil
@@ -100,6 +93,9 @@ func (s *instance) mount(ctx context.Context, disk int, target string) error {
 		return err
 	}
 	m.Target = path.Clean(target)
+	if m.Content, err = fingerprint.File(m.Path); err != nil {
+		return fmt.Errorf("disks[%d]: %w", disk, err)
+	}
 	select { // not while a snapshot is made
 	case s.saving <- struct{}{}:
 	case <-ctx.Done():
@@ -109,7 +105,7 @@ func (s *instance) mount(ctx context.Context, disk int, target string) error {
 	if slices.ContainsFunc(s.mountedDisks(), func(o mounted) bool { return o.Target == m.Target }) {
 		return fmt.Errorf("a disk is mounted at %s already", m.Target)
 	}
-	f, err := os.Open(s.spec.Disks[disk])
+	f, err := os.Open(m.Path)
 	if err != nil {
 		return err
 	}

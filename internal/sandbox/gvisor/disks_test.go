@@ -8,6 +8,7 @@ import (
 
 	"github.com/erofs/go-erofs"
 
+	"github.com/skep-dev/skep/internal/fingerprint"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
@@ -39,6 +40,14 @@ func disk(t *testing.T, name, content string) string {
 
 func TestCheckDisks(t *testing.T) {
 	one, other := disk(t, "one", "content"), disk(t, "other", "CONTENT")
+	b, err := os.ReadFile(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := filepath.Join(t.TempDir(), "same")
+	if err := os.WriteFile(same, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	garbage := filepath.Join(t.TempDir(), "ext2")
 	if err := os.WriteFile(garbage, make([]byte, 8<<10), 0o600); err != nil {
 		t.Fatal(err)
@@ -49,6 +58,9 @@ func TestCheckDisks(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Target = "/srv"
+	if m.Content, err = fingerprint.File(one); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name   string
 		disks  []string
@@ -58,6 +70,7 @@ func TestCheckDisks(t *testing.T) {
 		{"none", nil, nil, ""},
 		{"not mounted", []string{other}, nil, ""},
 		{"mounted", []string{one, other}, []mounted{m}, ""},
+		{"mounted, elsewhere now", []string{same}, []mounted{m}, ""},
 		{"no EROFS", []string{one, garbage}, nil, "disks[1]: gVisor mounts EROFS only"},
 		{"missing", []string{one + "x"}, nil, "no such file"},
 		{"another, of the same size", []string{other}, []mounted{m}, "disks[0]: " + other + " is not the image that the snapshot has at /srv"},

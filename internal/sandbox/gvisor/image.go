@@ -27,7 +27,7 @@ const (
 const maxIndex = 64 << 10
 
 // imageFormat is the version of how a snapshot lies in its folder.
-const imageFormat = 2
+const imageFormat = 3
 
 // imageFiles are a snapshot's files, with gVisor's names for them, in the
 // order in which gVisor takes their descriptors.
