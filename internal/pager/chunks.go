@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"runtime/debug"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,30 +39,6 @@ func (c *chunks) free() {
 	for _, b := range c.buffers {
 		b.free()
 	}
-}
-
-// ready says if there is nothing to wait for: everything was checked and is in
-// the page cache. Handing it from thread to thread would cost more than reading.
-func (c *chunks) ready() bool {
-	m := c.ws.mapping
-	if m == nil {
-		return c.ws.index.dataSize == 0
-	}
-	for i := range c.ws.checked {
-		if !c.ws.checked[i].Load() {
-			return false
-		}
-	}
-	there := make([]byte, len(m)/PageSize)
-	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&there[0]))); errno != 0 {
-		return false
-	}
-	for _, b := range there {
-		if b&1 == 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // read gives chunk i. Its sum is checked if check says so or the chunk was not

@@ -13,22 +13,18 @@ type filled struct {
 
 // Walk gives the set's pages to each, in order: consecutive pages with their
 // content, which is valid during the call and nil for zeros. It reads ahead on
-// a thread of its own, unless all is in memory and its sums were checked. Damage
-// is an error before its pages are given; what was given until then is right.
+// a thread of its own. Damage is an error before its pages are given; what was
+// given until then is right.
 func (w *WorkingSet) Walk(ctx context.Context, each func(run Run, data []byte) error) error {
 	c, err := newChunks(w, walkAhead)
 	if err != nil {
 		return err
 	}
 	defer c.free()
-	if c.ready() {
-		i := 0
-		return w.walk(ctx, each, func(bool) ([]byte, error) { i++; return c.read(i-1, false) })
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	free := make(chan struct{}, walkAhead) // a token for each chunk that may be read
 	full := make(chan filled, walkAhead)
-	for range walkAhead {
+	for range walkAhead - 1 { // all but the one that is in use
 		free <- struct{}{}
 	}
 	go func() {
@@ -51,10 +47,8 @@ func (w *WorkingSet) Walk(ctx context.Context, each func(run Run, data []byte) e
 		for range full { // until the reader has ended
 		}
 	}()
-	return w.walk(ctx, each, func(done bool) ([]byte, error) {
-		if done {
-			free <- struct{}{}
-		}
+	return w.walk(ctx, each, func() ([]byte, error) {
+		free <- struct{}{}
 		f, ok := <-full
 		if !ok {
 			return nil, ctx.Err()
@@ -64,8 +58,8 @@ func (w *WorkingSet) Walk(ctx context.Context, each func(run Run, data []byte) e
 }
 
 // walk goes through the runs, taking their content from the chunks that next
-// gives; done says that the one before was used up.
-func (w *WorkingSet) walk(ctx context.Context, each func(Run, []byte) error, next func(done bool) ([]byte, error)) error {
+// gives when the one before was used up.
+func (w *WorkingSet) walk(ctx context.Context, each func(Run, []byte) error, next func() ([]byte, error)) error {
 	size := uint64(w.index.pageSize)
 	var chunk []byte
 	for _, run := range w.index.runs {
@@ -78,7 +72,7 @@ func (w *WorkingSet) walk(ctx context.Context, each func(Run, []byte) error, nex
 			if !run.Zero {
 				if len(chunk) == 0 {
 					var err error
-					if chunk, err = next(chunk != nil); err != nil {
+					if chunk, err = next(); err != nil {
 						return err
 					}
 				}

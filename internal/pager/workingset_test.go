@@ -206,33 +206,45 @@ func TestMerge(t *testing.T) {
 	}
 }
 
-// What was checked and is in memory is given without another thread, and is the
-// same.
-func TestWalkReady(t *testing.T) {
+// A set is walked in order, with right content, and may be walked again. It has
+// more chunks than are read ahead.
+func TestWalk(t *testing.T) {
 	t.Parallel()
-	path, rec := writeSet(t, []uint64{900, 901, 5, 2, 7})
-	ws, err := OpenWorkingSet(path, false)
-	if err != nil {
+	from := image{3000, PageSize}
+	rec := Recording{PageSize: PageSize}
+	for i := range uint64(from.pages) {
+		rec.Pages = append(rec.Pages, i^1)
+	}
+	path := filepath.Join(t.TempDir(), "ws")
+	if err := WriteWorkingSet(t.Context(), path, rec, from); err != nil {
 		t.Fatal(err)
 	}
-	defer ws.Close()
-	for _, want := range []bool{false, true} {
-		c := &chunks{ws: ws}
-		if got := c.ready(); got != want {
-			t.Errorf("ready: %t, want %t", got, want)
+	for _, direct := range []bool{false, true} {
+		ws, err := OpenWorkingSet(path, direct)
+		if err != nil {
+			t.Fatal(err)
 		}
-		var pages []uint64
-		err := ws.Walk(t.Context(), func(run Run, data []byte) error {
-			for i := range uint64(run.Count) {
-				pages = append(pages, run.Page+i)
+		defer ws.Close()
+		if n := len(ws.index.sums); n <= 2*walkAhead {
+			t.Fatalf("%d chunks are too few", n)
+		}
+		for range 2 {
+			var pages []uint64
+			want := make([]byte, PageSize)
+			err := ws.Walk(t.Context(), func(run Run, data []byte) error {
+				for i := range uint64(run.Count) {
+					page := run.Page + i
+					pages = append(pages, page)
+					_, _ = from.ReadAt(want, int64(page)*PageSize)
+					if run.Zero && !allZero(want) || !run.Zero && !bytes.Equal(data[i*PageSize:][:PageSize], want) {
+						t.Errorf("direct %t: page %d in run %+v is wrong", direct, page, run)
+					}
+				}
+				return nil
+			})
+			if err != nil || !slices.Equal(pages, rec.Pages) {
+				t.Errorf("direct %t: %d pages, or out of order: %v", direct, len(pages), err)
 			}
-			if !run.Zero && data[0] != byte(run.Page+1) {
-				t.Errorf("run %+v has %d", run, data[0])
-			}
-			return nil
-		})
-		if err != nil || !slices.Equal(pages, rec.Pages) {
-			t.Errorf("pages %v, %v", pages, err)
 		}
 	}
 }
