@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
 	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/pager"
@@ -64,26 +62,12 @@ func mergeSets(ctx context.Context, policy snapshots.WorkingSets, image sandbox.
 	if len(merged.Pages) == 0 {
 		return nil // nothing in common: the latest
 	}
-	var layers []pager.Layer
-	var size int64
-	for _, dir := range image.Dirs {
-		f, err := os.Open(filepath.Join(dir, sandbox.FileMemory))
-		if err != nil {
-			return fmt.Errorf("merge working sets: %w", err)
-		}
-		defer f.Close() //nolint:errcheck // read only
-		info, err := f.Stat()
-		if err != nil {
-			return fmt.Errorf("merge working sets: %w", err)
-		}
-		l, err := pager.SparseLayer(f)
-		if err != nil {
-			return fmt.Errorf("merge working sets: %w", err)
-		}
-		size = info.Size()
-		layers = append(layers, l)
+	memory, err := image.OpenMemory()
+	if err != nil {
+		return fmt.Errorf("merge working sets: %w", err)
 	}
-	source, err := pager.NewLayered(size, layers...)
+	defer memory.Close() //nolint:errcheck // read only
+	source, err := memory.Whole()
 	if err != nil {
 		return fmt.Errorf("merge working sets: %w", err)
 	}

@@ -208,6 +208,18 @@ func SparseLayer(f *os.File) (Layer, error) {
 	return layer, nil
 }
 
+// SparseLayers makes a layer of each of sparse files.
+func SparseLayers(files []*os.File) ([]Layer, error) {
+	layers := make([]Layer, len(files))
+	for i, f := range files {
+		var err error
+		if layers[i], err = SparseLayer(f); err != nil {
+			return nil, err
+		}
+	}
+	return layers, nil
+}
+
 // NewSparseFile is a Source of one sparse file.
 func NewSparseFile(f *os.File) (*Layered, error) {
 	layer, err := SparseLayer(f)

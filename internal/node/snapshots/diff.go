@@ -3,12 +3,9 @@ package snapshots
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 
-	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
 	"github.com/skep-dev/skep/internal/snapshot"
 )
@@ -134,40 +131,24 @@ func (c *Catalog) extendable(ctx context.Context, d snapshot.Digest) bool {
 
 // writeFlat stores the memory that folders make up together.
 func writeFlat(ctx context.Context, cr *snapshot.Creation, dirs []string) (ref snapshot.LayerRef, err error) {
-	var layers []pager.Layer
+	memory, err := (&sandbox.Image{Dirs: dirs}).OpenMemory()
+	if err != nil {
+		return ref, err
+	}
+	defer memory.Close() //nolint:errcheck // read only
 	var extents []snapshot.Extent
-	var size int64
-	for _, dir := range dirs {
-		f, err := os.Open(filepath.Join(dir, sandbox.FileMemory))
-		if err != nil {
-			return ref, err
-		}
-		defer f.Close() //nolint:errcheck // read only
-		info, err := f.Stat()
-		if err != nil {
-			return ref, err
-		}
-		// A memory that grows, as gVisor's, may be longer than what it was.
-		if len(layers) > 0 && info.Size() > size {
-			return ref, fmt.Errorf("%s has %d bytes, the newest above it %d", f.Name(), info.Size(), size)
-		}
-		size = max(size, info.Size())
-		l, err := pager.SparseLayer(f)
-		if err != nil {
-			return ref, err
-		}
-		layers = append(layers, l)
+	for _, f := range memory.Files {
 		x, err := snapshot.FileExtents(f)
 		if err != nil {
 			return ref, err
 		}
 		extents = append(extents, x...)
 	}
-	src, err := pager.NewLayered(size, layers...)
+	src, err := memory.Whole()
 	if err != nil {
 		return ref, err
 	}
-	return cr.WriteLayer(ctx, sandbox.FileMemory, src, size, snapshot.LayerOptions{Extents: mergeExtents(extents)})
+	return cr.WriteLayer(ctx, sandbox.FileMemory, src, src.Size(), snapshot.LayerOptions{Extents: mergeExtents(extents)})
 }
 
 // mergeExtents sorts extents and joins those that touch.

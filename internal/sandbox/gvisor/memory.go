@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -72,58 +71,30 @@ func parseRanges(b []byte) (ranges []memmap.FileRange, size int64, err error) {
 
 // memory is what the folders of an Image have together.
 type memory struct {
-	files   []*os.File       // the newest first
-	extents [][]pager.Extent // of data; nil for the last file, which has all
-	sizes   []int64
+	*sandbox.Memory
+	upper []pager.Layer // of all files but the last, which has all
 }
 
 // openMemory opens the memory in folders, the newest first.
-func openMemory(dirs []string) (_ *memory, err error) {
-	m := &memory{}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.close())
-		}
-	}()
-	for i, dir := range dirs {
-		f, err := os.Open(filepath.Join(dir, sandbox.FileMemory))
-		if err != nil {
-			return nil, err
-		}
-		m.files = append(m.files, f)
-		fi, err := f.Stat()
-		if err != nil {
-			return nil, err
-		}
-		m.sizes = append(m.sizes, fi.Size())
-		var extents []pager.Extent
-		if i < len(dirs)-1 {
-			l, err := pager.SparseLayer(f)
-			if err != nil {
-				return nil, err
-			}
-			extents = l.Extents
-		}
-		m.extents = append(m.extents, extents)
+func openMemory(dirs []string) (*memory, error) {
+	m, err := (&sandbox.Image{Dirs: dirs}).OpenMemory()
+	if err != nil {
+		return nil, err
 	}
-	return m, nil
-}
-
-func (m *memory) close() error {
-	var errs []error
-	for _, f := range m.files {
-		errs = append(errs, f.Close())
+	upper, err := pager.SparseLayers(m.Files[:len(dirs)-1])
+	if err != nil {
+		return nil, errors.Join(err, m.Close())
 	}
-	return errors.Join(errs...)
+	return &memory{m, upper}, nil
 }
 
 // find says which file has the byte at off, and until where it has what
 // follows. Where no file has it, that is -1.
 func (m *memory) find(off int64) (file int, end int64) {
-	last := len(m.files) - 1
 	end = int64(maxChunks) * chunkBytes
-	for i, extents := range m.extents[:last] {
-		// The first extent that ends behind off.
+	for i, l := range m.upper {
+		extents := l.Extents
+		// The first that ends behind off.
 		n, _ := slices.BinarySearchFunc(extents, off, func(x pager.Extent, off int64) int {
 			if x.Offset+x.Length > off {
 				return 1
@@ -138,8 +109,8 @@ func (m *memory) find(off int64) (file int, end int64) {
 		}
 		end = min(end, extents[n].Offset)
 	}
-	if off < m.sizes[last] {
-		return last, min(end, m.sizes[last])
+	if last := len(m.upper); off < m.Sizes[last] {
+		return last, min(end, m.Sizes[last])
 	}
 	return -1, end
 }
@@ -154,7 +125,7 @@ func (m *memory) same(b, space []byte, off int64, is []bool) error {
 		file, end := m.find(off + int64(done))
 		n := int(min(end-off-int64(done), int64(len(b)-done)))
 		if file >= 0 {
-			if _, err := m.files[file].ReadAt(space[done:done+n], off+int64(done)); err != nil {
+			if _, err := m.Files[file].ReadAt(space[done:done+n], off+int64(done)); err != nil {
 				return fmt.Errorf("read what the sandbox was restored from: %w", err)
 			}
 		}

@@ -110,7 +110,7 @@ func layer(t *testing.T, size int64, base []string, saved string, ranges ...memm
 		if m, err = openMemory(base); err != nil {
 			t.Fatal(err)
 		}
-		defer m.close()
+		defer m.Close()
 	}
 	n, err := layOut(t.Context(), from, ranges, m, to)
 	if err != nil || n != int64(len(saved))*pageBytes {

@@ -119,7 +119,7 @@ func (s *pageServer) openPages(name string) (_ *pageReader, err error) {
 		if r.memory, err = openMemory(s.dirs); err != nil {
 			return nil, err
 		}
-		defer r.memory.close() //nolint:errcheck // read only; the mappings stay
+		defer r.memory.Close() //nolint:errcheck // read only; the mappings stay
 		dirs = s.dirs
 	}
 	for _, dir := range dirs {

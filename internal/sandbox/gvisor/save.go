@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/sentry/control"
@@ -135,8 +134,8 @@ func (s *instance) layOut(ctx context.Context, files *image, diff bool) (n int64
 		if err != nil {
 			return 0, err
 		}
-		defer m.close() //nolint:errcheck // read only
-		size = max(size, slices.Max(m.sizes))
+		defer m.Close() //nolint:errcheck // read only
+		size = max(size, m.Sizes[0])
 		// Where a hole cannot be as small as a page, there shall be none.
 		if ok, err := holes(files.memory); err != nil {
 			return 0, err

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -15,50 +14,36 @@ import (
 
 // Image is the memory that a restored machine began with.
 type Image struct {
-	Files  []*os.File     // one a layer, newest first
-	Layers []pager.Layer  // likewise
+	*sandbox.Memory
+	Layers []pager.Layer  // of the files, likewise
 	Source *pager.Layered // all layers as one
 }
 
 // OpenImage opens the layers of a memory of size bytes.
 func OpenImage(i sandbox.Image, size int64) (_ *Image, err error) {
-	img := &Image{}
+	m, err := i.OpenMemory()
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, img.Close())
+			err = errors.Join(err, m.Close())
 		}
 	}()
-	for _, dir := range i.Dirs {
-		f, err := os.Open(filepath.Join(dir, sandbox.FileMemory))
-		if err != nil {
-			return nil, err
+	for n, f := range m.Files {
+		if m.Sizes[n] != size {
+			return nil, fmt.Errorf("%w: %s has %d bytes, and the machine %d", ErrDamaged, f.Name(), m.Sizes[n], size)
 		}
-		img.Files = append(img.Files, f)
-		st, err := f.Stat()
-		if err != nil {
-			return nil, err
-		}
-		if st.Size() != size {
-			return nil, fmt.Errorf("%w: %s has %d bytes, and the machine %d", ErrDamaged, f.Name(), st.Size(), size)
-		}
-		l, err := pager.SparseLayer(f)
-		if err != nil {
-			return nil, err
-		}
-		img.Layers = append(img.Layers, l)
 	}
-	img.Source, err = pager.NewLayered(size, img.Layers...)
-	return img, err
-}
-
-// Close closes the files. It may be called again.
-func (i *Image) Close() error {
-	var errs []error
-	for _, f := range i.Files {
-		errs = append(errs, f.Close())
+	layers, err := pager.SparseLayers(m.Files)
+	if err != nil {
+		return nil, err
 	}
-	i.Files = nil
-	return errors.Join(errs...)
+	all, err := pager.NewLayered(size, layers...)
+	if err != nil {
+		return nil, err
+	}
+	return &Image{m, layers, all}, nil
 }
 
 // smallGap is how many pages between two of a working set are read with them:

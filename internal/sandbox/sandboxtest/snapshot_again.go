@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
@@ -92,25 +91,12 @@ func (sn *snapshots) flatten(t *testing.T, image sandbox.Image) sandbox.Image {
 			}
 		}
 	}
-	var size int64
-	var layers []pager.Layer
-	for _, d := range image.Dirs {
-		f, err := os.Open(filepath.Join(d, sandbox.FileMemory))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := pager.SparseLayer(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		size, layers = max(size, info.Size()), append(layers, l)
+	memory, err := image.OpenMemory()
+	if err != nil {
+		t.Fatal(err)
 	}
-	whole, err := pager.NewLayered(size, layers...)
+	defer memory.Close()
+	whole, err := memory.Whole()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,11 +105,11 @@ func (sn *snapshots) flatten(t *testing.T, image sandbox.Image) sandbox.Image {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	if err := out.Truncate(size); err != nil {
+	if err := out.Truncate(memory.Sizes[0]); err != nil {
 		t.Fatal(err)
 	}
 	page := make([]byte, 4096)
-	for off := int64(0); off < size; off += int64(len(page)) {
+	for off := int64(0); off < memory.Sizes[0]; off += int64(len(page)) {
 		if whole.Zero(off, int64(len(page))) {
 			continue
 		}
