@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -62,6 +63,17 @@ func (c *client) connect(cfg *rest.Config) (err error) {
 		return fmt.Errorf("kubernetes client: %w", err)
 	}
 	return nil
+}
+
+// withClient runs a command that talks to the daemon.
+func withClient(g *globals, run func(cmd *cobra.Command, c *client, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := newClient(g)
+		if err != nil {
+			return err
+		}
+		return run(cmd, c, args)
+	}
 }
 
 // service fetches a service of the chosen namespace.

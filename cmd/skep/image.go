@@ -40,11 +40,7 @@ Go is built as a static binary on an empty base. python3, node and java get a
 base of Debian packages, made once and kept; what requirements.txt,
 package.json, pom.xml and apt.txt ask for is added.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			p := newProgress()
 			defer p.done()
 			r := buildRequest{dir: args[0], runtime: runtime, ref: c.endpoints.Registry + "/" + ref, cache: baseCache(g), verbose: verbose}
@@ -54,7 +50,7 @@ package.json, pom.xml and apt.txt ask for is added.`,
 				fmt.Fprintln(cmd.OutOrStdout(), pinned)
 			}
 			return err
-		},
+		}),
 	}
 	cmd.Flags().StringVar(&runtime, "runtime", "", "language: go, python3, node or java (default: found out)")
 	cmd.Flags().StringVarP(&ref, "name", "t", "", "name of the image, NAME or NAME:TAG")
@@ -126,11 +122,7 @@ func newImageImport(g *globals) *cobra.Command {
 		Use:   "import PATH",
 		Short: "Import an image from an OCI layout or a `docker save` archive",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			path, err := filepath.Abs(args[0])
 			if err != nil {
 				return err
@@ -147,7 +139,7 @@ func newImageImport(g *globals) *cobra.Command {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s\t%s\n", img.Ref, img.Digest)
 			}
 			return err
-		},
+		}),
 	}
 	cmd.Flags().StringVarP(&ref, "name", "t", "", "name of the image (default: the one in the archive)")
 	return cmd
@@ -159,11 +151,7 @@ func newImageList(g *globals) *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List the images on the node",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, _ []string) error {
 			images, err := c.node.Images(cmd.Context())
 			if err != nil {
 				return coded(exitNoDaemon, err)
@@ -179,7 +167,7 @@ func newImageList(g *globals) *cobra.Command {
 				}
 				return t
 			})
-		},
+		}),
 	}
 	outputFlag(cmd, g)
 	return cmd
@@ -198,11 +186,7 @@ func newImageRemove(g *globals) *cobra.Command {
 		Aliases: []string{"rm"},
 		Short:   "Remove images from the node",
 		Args:    cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			var errs []error
 			for _, ref := range args {
 				err := c.node.RemoveImage(cmd.Context(), ref)
@@ -214,6 +198,6 @@ func newImageRemove(g *globals) *cobra.Command {
 				}
 			}
 			return errors.Join(errs...)
-		},
+		}),
 	}
 }

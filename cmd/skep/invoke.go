@@ -31,11 +31,7 @@ response. The exit code is 1 if the status is 400 or above.`,
   skep invoke hello --path /echo --data '{"a": 1}' --header 'Content-Type: application/json'
   skep invoke greeter --grpc helloworld.Greeter/SayHello --data '{"name": "you"}'`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			s, err := c.service(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -53,7 +49,7 @@ response. The exit code is 1 if the status is 400 or above.`,
 				return f.invokeGRPC(ctx, c.endpoints.Gateway, s.Status.URL.Host, body, cmd.OutOrStdout())
 			}
 			return f.invoke(ctx, c.endpoints.Gateway, s.Status.URL.Host, body, cmd.OutOrStdout())
-		},
+		}),
 		ValidArgsFunction: completeOne(g),
 	}
 	fl := cmd.Flags()

@@ -22,11 +22,7 @@ func newList(g *globals) *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List the services",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), apiTimeout)
 			defer cancel()
 			namespace := g.namespace
@@ -44,7 +40,7 @@ func newList(g *globals) *cobra.Command {
 			return g.print(cmd.OutOrStdout(), services, func() *table {
 				return listTable(services.Items, countInstances(ctx, c), c.reasons(ctx, services.Items))
 			})
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "services of all namespaces")
 	outputFlag(cmd, g)
@@ -120,11 +116,7 @@ func newDescribe(g *globals) *cobra.Command {
 		Use:   "describe NAME",
 		Short: "Show a service: conditions, revisions, instances, events",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			d, err := c.describe(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -133,7 +125,7 @@ func newDescribe(g *globals) *cobra.Command {
 				return d.printText(cmd.OutOrStdout())
 			}
 			return g.print(cmd.OutOrStdout(), d, nil)
-		},
+		}),
 		ValidArgsFunction: completeOne(g),
 	}
 	outputFlag(cmd, g)

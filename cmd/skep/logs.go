@@ -17,11 +17,7 @@ func newLogs(g *globals) *cobra.Command {
 		Use:   "logs NAME",
 		Short: "Show what the instances of a service print",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			ctx := cmd.Context()
 			if _, err := c.service(ctx, args[0]); err != nil {
 				return err
@@ -46,7 +42,7 @@ func newLogs(g *globals) *cobra.Command {
 				}
 				return err
 			})
-		},
+		}),
 		ValidArgsFunction: completeOne(g),
 	}
 	cmd.Flags().BoolVarP(&q.Follow, "follow", "f", false, "go on with new lines")

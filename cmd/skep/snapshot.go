@@ -79,11 +79,7 @@ in the first moment in which the instance has no request. If there is no
 instance, one is started. Later starts are from this snapshot.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeOne(g),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			s, err := c.service(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -106,7 +102,7 @@ instance, one is started. Later starts are from this snapshot.`,
 				return explainNode(err)
 			}
 			return g.print(cmd.OutOrStdout(), made, func() *table { return snapshotTable([]admin.Snapshot{made}) })
-		},
+		}),
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait for a moment without requests, and for the snapshot")
 	outputFlag(cmd, g)

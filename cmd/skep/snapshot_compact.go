@@ -19,11 +19,7 @@ were made of is freed with the next 'skep snapshot prune', or by itself within
 ten minutes.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeSnapshots(g, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			p := newProgress()
 			defer p.done()
 			p.step("Compacting " + shortID(args[0]))
@@ -33,7 +29,7 @@ ten minutes.`,
 				return explainNode(err)
 			}
 			return g.print(cmd.OutOrStdout(), r, func() *table { return compactTable(r) })
-		},
+		}),
 	}
 	outputFlag(cmd, g)
 	return cmd

@@ -34,16 +34,14 @@ on its way; what is there already is not read again ('skep snapshot verify'
 does that for the node's store).` + more,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: completeSnapshots(g, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			store := args[1]
 			if !strings.Contains(store, "://") {
-				if store, err = filepath.Abs(store); err != nil {
+				abs, err := filepath.Abs(store)
+				if err != nil {
 					return err
 				}
+				store = abs
 			}
 			p := newProgress()
 			defer p.done()
@@ -61,7 +59,7 @@ does that for the node's store).` + more,
 				t.add(shortID(r.ID), fmt.Sprint(r.Snapshots), fmt.Sprint(r.Objects), size(r.Bytes), fmt.Sprint(r.Present))
 				return t
 			})
-		},
+		}),
 	}
 	outputFlag(cmd, g)
 	return cmd

@@ -15,11 +15,7 @@ func newSnapshotDelete(g *globals) *cobra.Command {
 		Short:             "Remove snapshots",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: completeSnapshots(g, 0),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			var errs []error
 			type deleted struct {
 				ID string `json:"id"`
@@ -39,7 +35,7 @@ func newSnapshotDelete(g *globals) *cobra.Command {
 				return t
 			}))
 			return errors.Join(errs...)
-		},
+		}),
 	}
 	outputFlag(cmd, g)
 	return cmd

@@ -41,17 +41,13 @@ func newSnapshotList(g *globals) *cobra.Command {
 		Aliases: []string{"ls"},
 		Short:   "List the snapshots in the node's store",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, _ []string) error {
 			all, err := c.node.Snapshots(cmd.Context())
 			if err != nil {
 				return explainNode(err)
 			}
 			return g.print(cmd.OutOrStdout(), all, func() *table { return snapshotTable(all) })
-		},
+		}),
 	}
 	outputFlag(cmd, g)
 	return cmd
@@ -64,11 +60,7 @@ func newSnapshotDescribe(g *globals) *cobra.Command {
 		Short:             "Tell all about a snapshot: what it needs, what it is made of",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeSnapshots(g, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			d, err := c.node.DescribeSnapshot(cmd.Context(), args[0])
 			if err != nil {
 				return explainNode(err)
@@ -107,7 +99,7 @@ func newSnapshotDescribe(g *globals) *cobra.Command {
 				}
 				return t
 			})
-		},
+		}),
 	}
 	outputFlag(cmd, g)
 	return cmd
@@ -119,11 +111,7 @@ func newSnapshotDiff(g *globals) *cobra.Command {
 		Short:             "Compare the content of two snapshots, page by page",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: completeSnapshots(g, 2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := newClient(g)
-			if err != nil {
-				return err
-			}
+		RunE: withClient(g, func(cmd *cobra.Command, c *client, args []string) error {
 			p := newProgress()
 			defer p.done()
 			p.step("Comparing")
@@ -139,7 +127,7 @@ func newSnapshotDiff(g *globals) *cobra.Command {
 				}
 				return t
 			})
-		},
+		}),
 	}
 	outputFlag(cmd, g)
 	return cmd
