@@ -1,6 +1,8 @@
 package guest
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -22,6 +24,7 @@ type cgroup struct {
 	// stalled: the function was killed for making no progress.
 	stalled atomic.Bool
 	freezer int  // descriptor of cgroup.freeze
+	events  int  // descriptor of cgroup.events
 	frozen  bool // the owner guards it
 }
 
@@ -52,6 +55,9 @@ func makeCgroup(memoryBytes uint64) (*cgroup, error) {
 	if c.freezer, err = unix.Open(filepath.Join(c.dir, "cgroup.freeze"), unix.O_WRONLY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("cgroup: freezer: %w", err)
 	}
+	if c.events, err = unix.Open(filepath.Join(c.dir, "cgroup.events"), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, fmt.Errorf("cgroup: events: %w", err)
+	}
 	return c, nil
 }
 
@@ -66,12 +72,22 @@ func (c *cgroup) freeze() error {
 	if _, err := unix.Pwrite(c.freezer, []byte("1"), 0); err != nil {
 		return fmt.Errorf("cgroup: freeze: %w", err)
 	}
-	for deadline := time.Now().Add(freezeTimeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if b, err := os.ReadFile(filepath.Join(c.dir, "cgroup.events")); err != nil || strings.Contains(string(b), "frozen 1") {
-			return err
+	b := make([]byte, 256)
+	for deadline := time.Now().Add(freezeTimeout); ; {
+		n, err := unix.Pread(c.events, b, 0)
+		if err != nil {
+			return fmt.Errorf("cgroup: events: %w", err)
+		}
+		left := time.Until(deadline)
+		if left <= 0 || bytes.Contains(b[:n], []byte("frozen 1\n")) {
+			return nil
+		}
+		// Until the file is another than what was read.
+		events := []unix.PollFd{{Fd: int32(c.events), Events: unix.POLLPRI}} //nolint:gosec // a descriptor
+		if _, err := unix.Poll(events, int(left.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("cgroup: wait for events: %w", err)
 		}
 	}
-	return nil
 }
 
 // thaw has them go on, if they were stopped. A cgroup that is nil has no tasks.
