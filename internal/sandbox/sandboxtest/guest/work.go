@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -76,17 +77,15 @@ func stall(mb int) error {
 	for i := 0; i < len(b); i += 4096 {
 		b[i] = 1
 	}
-	at := uint32(1)
+	at, sum := uint32(1), byte(0)
 	for range 100_000_000 {
 		// In no order: what is read in order the kernel takes for a stream.
 		at = at*1664525 + 1013904223
 		sum += m[int(at>>4)%len(m)]
 	}
+	fmt.Println(sum) // what nobody sees, the compiler does not read
 	return nil
 }
-
-// sum is global: what nobody can see, the compiler does not read.
-var sum byte
 
 type filled struct {
 	Bytes  int64
