@@ -8,6 +8,7 @@ import (
 	"github.com/skep-dev/skep/internal/node/snapshots"
 	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/saved"
 )
 
 // driftLimit is the share of pages beyond the working set above which it has
@@ -62,7 +63,7 @@ func mergeSets(ctx context.Context, policy snapshots.WorkingSets, image sandbox.
 	if len(merged.Pages) == 0 {
 		return nil // nothing in common: the latest
 	}
-	memory, err := image.OpenMemory()
+	memory, err := saved.OpenMemory(image.Dirs)
 	if err != nil {
 		return fmt.Errorf("merge working sets: %w", err)
 	}

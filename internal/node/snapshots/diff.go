@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/saved"
 	"github.com/skep-dev/skep/internal/snapshot"
 )
 
@@ -131,7 +132,7 @@ func (c *Catalog) extendable(ctx context.Context, d snapshot.Digest) bool {
 
 // writeFlat stores the memory that folders make up together.
 func writeFlat(ctx context.Context, cr *snapshot.Creation, dirs []string) (ref snapshot.LayerRef, err error) {
-	memory, err := (&sandbox.Image{Dirs: dirs}).OpenMemory()
+	memory, err := saved.OpenMemory(dirs)
 	if err != nil {
 		return ref, err
 	}

@@ -16,7 +16,7 @@ import (
 	metadata "gvisor.dev/gvisor/pkg/sentry/pgalloc/pgalloc_metadata_go_proto"
 
 	"github.com/skep-dev/skep/internal/pager"
-	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/saved"
 )
 
 // A sandbox's memory is one file, in which a page keeps its place from one
@@ -71,13 +71,13 @@ func parseRanges(b []byte) (ranges []memmap.FileRange, size int64, err error) {
 
 // memory is what the folders of an Image have together.
 type memory struct {
-	*sandbox.Memory
+	*saved.Memory
 	upper []pager.Layer // of all files but the last, which has all
 }
 
 // openMemory opens the memory in folders, the newest first.
 func openMemory(dirs []string) (*memory, error) {
-	m, err := (&sandbox.Image{Dirs: dirs}).OpenMemory()
+	m, err := saved.OpenMemory(dirs)
 	if err != nil {
 		return nil, err
 	}

@@ -10,18 +10,19 @@ import (
 
 	"github.com/skep-dev/skep/internal/pager"
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/saved"
 )
 
 // Image is the memory that a restored machine began with.
 type Image struct {
-	*sandbox.Memory
+	*saved.Memory
 	Layers []pager.Layer  // of the files, likewise
 	Source *pager.Layered // all layers as one
 }
 
 // OpenImage opens the layers of a memory of size bytes.
 func OpenImage(i sandbox.Image, size int64) (_ *Image, err error) {
-	m, err := i.OpenMemory()
+	m, err := saved.OpenMemory(i.Dirs)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/internal/sandbox"
+	"github.com/skep-dev/skep/internal/sandbox/saved"
 )
 
 // testAgain makes a snapshot of a restored sandbox, and one of that.
@@ -91,7 +92,7 @@ func (sn *snapshots) flatten(t *testing.T, image sandbox.Image) sandbox.Image {
 			}
 		}
 	}
-	memory, err := image.OpenMemory()
+	memory, err := saved.OpenMemory(image.Dirs)
 	if err != nil {
 		t.Fatal(err)
 	}

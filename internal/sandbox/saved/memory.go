@@ -1,4 +1,6 @@
-package sandbox
+// Package saved opens what a snapshot has of a sandbox: for drivers, which
+// restore it, and for the node, which makes one of several.
+package saved
 
 import (
 	"errors"
@@ -7,17 +9,18 @@ import (
 	"path/filepath"
 
 	"github.com/skep-dev/skep/internal/pager"
+	"github.com/skep-dev/skep/internal/sandbox"
 )
 
-// Memory is FileMemory of each of an Image's folders, open to be read.
+// Memory is [sandbox.FileMemory] of each of an image's folders, open to be read.
 type Memory struct {
 	Files []*os.File // the newest first
 	Sizes []int64    // likewise, in bytes; none is larger than the one before
 }
 
-// OpenMemory opens the memory in all folders.
-func (i *Image) OpenMemory() (_ *Memory, err error) {
-	if len(i.Dirs) == 0 {
+// OpenMemory opens the memory in all folders of an image, the newest first.
+func OpenMemory(dirs []string) (_ *Memory, err error) {
+	if len(dirs) == 0 {
 		return nil, errors.New("a snapshot of no folders")
 	}
 	m := &Memory{}
@@ -26,8 +29,8 @@ func (i *Image) OpenMemory() (_ *Memory, err error) {
 			err = errors.Join(err, m.Close())
 		}
 	}()
-	for n, dir := range i.Dirs {
-		f, err := os.Open(filepath.Join(dir, FileMemory))
+	for n, dir := range dirs {
+		f, err := os.Open(filepath.Join(dir, sandbox.FileMemory))
 		if err != nil {
 			return nil, err
 		}

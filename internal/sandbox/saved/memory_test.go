@@ -1,4 +1,4 @@
-package sandbox
+package saved
 
 import (
 	"errors"
@@ -8,21 +8,22 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/skep-dev/skep/internal/sandbox"
 )
 
 func TestOpenMemory(t *testing.T) {
 	t.Parallel()
 	dir := func(size int64) string {
 		d := t.TempDir()
-		path := filepath.Join(d, FileMemory)
+		path := filepath.Join(d, sandbox.FileMemory)
 		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
 			t.Fatal(err)
 		}
 		return d
 	}
 	small, large := dir(4096), dir(8192)
-	i := Image{Dirs: []string{large, large, small}}
-	m, err := i.OpenMemory()
+	m, err := OpenMemory([]string{large, large, small})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,16 +36,13 @@ func TestOpenMemory(t *testing.T) {
 	if err := errors.Join(m.Close(), m.Close()); err != nil {
 		t.Error(err)
 	}
-	i.Dirs = []string{small, large}
-	if _, err := i.OpenMemory(); err == nil || !strings.Contains(err.Error(), large) {
+	if _, err := OpenMemory([]string{small, large}); err == nil || !strings.Contains(err.Error(), large) {
 		t.Errorf("a shorter memory on a longer one: %v", err)
 	}
-	i.Dirs = []string{small, t.TempDir()}
-	if _, err := i.OpenMemory(); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := OpenMemory([]string{small, t.TempDir()}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a folder without memory: %v", err)
 	}
-	i.Dirs = nil
-	if _, err := i.OpenMemory(); err == nil {
+	if _, err := OpenMemory(nil); err == nil {
 		t.Error("no folders: no error")
 	}
 }
