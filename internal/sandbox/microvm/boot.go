@@ -17,6 +17,10 @@ import (
 // times as long as that took.
 var ErrSilent = errors.New("the guest's agent has come up, and does not answer")
 
+// ErrTimer says that a machine has ended by itself, as its kernel measured the
+// processor's timer wrong. Another boot measures anew.
+var ErrTimer = errors.New("the guest's kernel has measured its timer wrong")
+
 // silence is the least time for an answer before ErrSilent.
 const silence = 20 * time.Second
 

@@ -89,4 +89,11 @@ func TestMonitorEnds(t *testing.T) {
 	if err := m.AwaitReady(ctx); err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "no disk") {
 		t.Errorf("error is %v", err)
 	}
+	if err := m.AwaitReady(ctx); errors.Is(err, ErrTimer) {
+		t.Errorf("error is %v, of a disk", err)
+	}
+	m = monitor(t, "echo '"+agent.FailedMessage+" "+agent.ErrTimer.Error()+": processor 0 has none'")
+	if err := m.AwaitReady(ctx); !errors.Is(err, ErrTimer) || !strings.Contains(err.Error(), "processor 0") {
+		t.Errorf("error is %v, want %v", err, ErrTimer)
+	}
 }
