@@ -25,8 +25,9 @@ const apicTimer = "lapic"
 // at the beginning or the end of that has the kernel find too low or too high a
 // frequency, and where next to nothing is left of the 100 ms, give the timer up
 // ("APIC frequency too slow, disabling apic timer"). Such a machine gets as far
-// as to listen, and then stands still for ever: nobody waits for less than
-// that without a timer. wantKHz is the true frequency, 0 if it is not known.
+// as to listen, and its kernel takes connections in; but the Go runtime here
+// waits for a moment now and then, and without a timer that is for ever.
+// wantKHz is the true frequency, 0 if it is not known.
 func checkTimers(path string, wantKHz uint64) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
