@@ -12,6 +12,7 @@ package agent
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"path"
@@ -36,6 +37,11 @@ const ReadyMessage = "skep-agent: listening"
 
 // FailedMessage begins the line that the agent prints before it gives up.
 const FailedMessage = "skep-agent: failed:"
+
+// ErrTimer is why an agent gives up on a machine whose kernel measured wrong.
+// That its text is on the console tells the host: the same machine, booted
+// again, is as good as any.
+var ErrTimer = errors.New("a timer is of no use")
 
 // Limits of what either side accepts.
 const (

@@ -39,11 +39,16 @@ func Main() error {
 	if err := mountBasics(); err != nil {
 		return err
 	}
-	if err := loadModules(ModuleList); err != nil {
-		return err
-	}
 	params, err := readParams("/proc/cmdline")
 	if err != nil {
+		return err
+	}
+	if !params.probe {
+		if err := checkTimers(timerList, params.timerKHz); err != nil {
+			return err
+		}
+	}
+	if err := loadModules(ModuleList); err != nil {
 		return err
 	}
 	if params.probe {

@@ -14,7 +14,7 @@ import (
 
 func TestParseParams(t *testing.T) {
 	for _, test := range []struct{ in, want string }{
-		{"quiet skep.address=172.16.0.2/30 skep.gateway=172.16.0.1 skep.mtu=1400", ""},
+		{"quiet skep.address=172.16.0.2/30 skep.gateway=172.16.0.1 skep.mtu=1400 skep.timer=62500", ""},
 		{"skep.probe", ""},
 		{"quiet", "must be set"},
 		{"skep.address=172.16.0.2/30", "must be set"},
@@ -22,6 +22,7 @@ func TestParseParams(t *testing.T) {
 		{"skep.address=fd00::1/64", "not an IPv4 address and mask"},
 		{"skep.gateway=x", "not an IPv4 address"},
 		{"skep.mtu=99999", "not an MTU"},
+		{"skep.timer=-1", "not a frequency"},
 		{"skep.disks=99", "not a number of disks"},
 		{"skep.disks=-1", "not a number of disks"},
 	} {
@@ -31,7 +32,7 @@ func TestParseParams(t *testing.T) {
 			t.Errorf("%q: %v", test.in, err)
 		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 			t.Errorf("%q: error %v, want %q", test.in, err, test.want)
-		case strings.Contains(test.in, "mtu=1400") && (p.mtu != 1400 || p.address.String() != "172.16.0.2/30" || p.gateway.String() != "172.16.0.1"):
+		case strings.Contains(test.in, "mtu=1400") && (p.mtu != 1400 || p.timerKHz != 62500 || p.address.String() != "172.16.0.2/30" || p.gateway.String() != "172.16.0.1"):
 			t.Errorf("%q: %+v", test.in, p)
 		}
 	}

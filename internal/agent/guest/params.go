@@ -20,6 +20,8 @@ type params struct {
 	mtu     int
 	disks   int  // besides the root's
 	probe   bool // only show that the machine boots
+	// timerKHz is the frequency of the processors' timer, 0 if the host does not know.
+	timerKHz uint64
 }
 
 func readParams(path string) (params, error) {
@@ -30,8 +32,8 @@ func readParams(path string) (params, error) {
 	return parseParams(string(b))
 }
 
-// parseParams reads skep.address=A/N, skep.gateway=A, skep.mtu=N and
-// skep.disks=N from a kernel command line.
+// parseParams reads skep.address=A/N, skep.gateway=A, skep.mtu=N, skep.disks=N
+// and skep.timer=kHz from a kernel command line.
 func parseParams(cmdline string) (params, error) {
 	p := params{mtu: 1500}
 	for _, word := range strings.Fields(cmdline) {
@@ -49,6 +51,12 @@ func parseParams(cmdline string) (params, error) {
 			}
 		case "skep.probe":
 			p.probe = true
+		case "skep.timer":
+			n, err := strconv.ParseUint(value, 10, 32)
+			if err != nil {
+				return p, fmt.Errorf("kernel command line: %s is not a frequency in kHz", word)
+			}
+			p.timerKHz = n
 		case "skep.disks":
 			n, err := strconv.Atoi(value)
 			if err != nil || n < 0 || n > agent.MaxDisks {

@@ -10,12 +10,23 @@ import (
 
 	"github.com/skep-dev/skep/internal/agent"
 	"github.com/skep-dev/skep/internal/agent/agentpb"
+	"github.com/skep-dev/skep/internal/cgroup"
 	"github.com/skep-dev/skep/internal/sandbox"
 )
 
 // ErrSilent says that a machine has come up, and then did not answer for four
-// times as long as that took.
-var ErrSilent = errors.New("the guest's agent has come up, and does not answer")
+// times as long as that took, or that it has used bootCPU and has not come up.
+var ErrSilent = errors.New("the guest does not answer")
+
+// ErrTimer says that a machine has ended by itself, as its kernel measured the
+// processor's timer wrong. Another boot measures anew.
+var ErrTimer = errors.New("the guest's kernel has measured its timer wrong")
+
+// bootCPU is the processor time that a machine may use until its agent listens,
+// some ten times what an emulated one does. The kernel of one with two emulated
+// processors runs in a circle while it starts the second, for ever, when it has
+// given its timer up: see agent.ErrTimer.
+const bootCPU = 45 * time.Second
 
 // silence is the least time for an answer before ErrSilent.
 const silence = 20 * time.Second
@@ -34,7 +45,7 @@ func (b *Box) Boot(ctx context.Context, places chan struct{}, start func(context
 		return err
 	}
 	started := time.Now()
-	if err := b.Machine.AwaitReady(ctx); err != nil {
+	if err := awaitReady(ctx, b.Machine, b.Group, bootCPU); err != nil {
 		return err
 	}
 	listening := time.Now()
@@ -58,6 +69,33 @@ func (b *Box) Boot(ctx context.Context, places chan struct{}, start func(context
 		sandbox.Phase{Name: "agent", Took: agentTook + time.Since(listening)},
 	)
 	return nil
+}
+
+// awaitReady waits until the guest's agent listens, or its machine, in g, has
+// used that much processor time.
+func awaitReady(ctx context.Context, m Machine, g *cgroup.Group, limit time.Duration) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		t := time.NewTicker(min(limit, time.Second)) // nothing tells
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				return
+			}
+			if s, err := g.Stats(); err == nil && s.CPUTime > limit {
+				cancel(fmt.Errorf("%w: it has used %v of processor time, and has not come up", ErrSilent, s.CPUTime.Round(time.Second)))
+				return
+			}
+		}
+	}()
+	err := m.AwaitReady(ctx)
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, ErrSilent) {
+		return fmt.Errorf("%w: %w", cause, m.Explain())
+	}
+	return err
 }
 
 // introduce connects to the agent of a machine that has booted. It returns how

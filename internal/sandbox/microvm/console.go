@@ -96,6 +96,13 @@ func (c *console) Tail() string {
 	return strings.Join(c.lines[max(0, len(c.lines)-5):], " | ")
 }
 
+// BadTimer says if the agent gave up because of agent.ErrTimer.
+func (c *console) BadTimer() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Contains(c.why, agent.FailedMessage) && strings.Contains(c.why, agent.ErrTimer.Error())
+}
+
 // OutOfMemory says if the guest's kernel gave up for want of memory: its
 // out-of-memory killer found nobody to kill, as the only one who could be was
 // dying already and needed memory for that.

@@ -137,6 +137,9 @@ func (m *Monitor) AwaitReady(ctx context.Context) error {
 			return nil
 		default:
 		}
+		if m.console.BadTimer() {
+			return fmt.Errorf("%w: %w", ErrTimer, m.Explain())
+		}
 		return m.Explain()
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", ctx.Err(), m.Explain())

@@ -18,6 +18,12 @@ import (
 // monitor follows a shell script, whose console is its standard output.
 func monitor(t *testing.T, script string) *Monitor {
 	t.Helper()
+	m, _ := monitorIn(t, script)
+	return m
+}
+
+func monitorIn(t *testing.T, script string) (*Monitor, *cgroup.Group) {
+	t.Helper()
 	testenv.Root(t)
 	g, err := cgroup.Create("skep-monitor-"+sandbox.NewID(), cgroup.Limits{PIDs: 10})
 	if err != nil {
@@ -52,7 +58,7 @@ func monitor(t *testing.T, script string) *Monitor {
 			t.Fatal(err)
 		}
 	}
-	return m
+	return m, g
 }
 
 func TestMonitor(t *testing.T) {
@@ -88,5 +94,32 @@ func TestMonitorEnds(t *testing.T) {
 	m := monitor(t, "echo '"+agent.FailedMessage+" no disk'; exit 3")
 	if err := m.AwaitReady(ctx); err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "no disk") {
 		t.Errorf("error is %v", err)
+	}
+	if err := m.AwaitReady(ctx); errors.Is(err, ErrTimer) {
+		t.Errorf("error is %v, of a disk", err)
+	}
+	m = monitor(t, "echo '"+agent.FailedMessage+" "+agent.ErrTimer.Error()+": processor 0 has none'")
+	if err := m.AwaitReady(ctx); !errors.Is(err, ErrTimer) || !strings.Contains(err.Error(), "processor 0") {
+		t.Errorf("error is %v, want %v", err, ErrTimer)
+	}
+}
+
+// A machine that runs in a circle is not waited for.
+func TestAwaitReady(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	m, g := monitorIn(t, "while :; do :; done")
+	if err := awaitReady(ctx, m, g, 50*time.Millisecond); !errors.Is(err, ErrSilent) || !strings.Contains(err.Error(), "not come up") {
+		t.Errorf("error is %v, want %v", err, ErrSilent)
+	}
+	m, g = monitorIn(t, "echo '"+agent.ReadyMessage+"'; read x")
+	if err := awaitReady(ctx, m, g, time.Minute); err != nil {
+		t.Error(err)
+	}
+	m, g = monitorIn(t, "read x")
+	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer stop()
+	if err := awaitReady(short, m, g, time.Minute); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrSilent) {
+		t.Errorf("error is %v, want %v", err, context.DeadlineExceeded)
 	}
 }

@@ -82,7 +82,8 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 	if err != nil {
 		return nil, err
 	}
-	for try := 1; ; try++ {
+	var tries faults
+	for {
 		b := d.newBox(spec)
 		err := d.boot(ctx, b, accel)
 		if err == nil {
@@ -92,16 +93,37 @@ func (d *Driver) Create(ctx context.Context, spec *sandbox.Spec) (sandbox.Sandbo
 		if errors.Is(err, microvm.ErrSilent) {
 			at = b.vm.registers(ctx)
 		}
-		if err = b.Discard(ctx, err, b.Destroy); at == "" || try == bootTries || ctx.Err() != nil {
+		again := tries.again(err)
+		if err = b.Discard(ctx, err, b.Destroy); !again || ctx.Err() != nil {
 			return nil, err
 		}
-		d.log.Warn("a machine has come up and does not answer: it is booted again", "id", spec.ID, "error", err, "registers", at)
+		d.log.Warn("a machine is of no use: it is booted again", "id", spec.ID, "error", err, "registers", at)
 	}
 }
 
-// bootTries is how often a machine is booted that does not answer: of hundreds
-// of emulated ones on a busy host, one has been seen to stand still for ever.
-const bootTries = 2
+// A machine is booted again, so often in all, that does not answer, and one
+// whose timer was measured wrong. Emulated machines on a busy host do the
+// latter, see agent.ErrTimer; it is why some did the former.
+const (
+	silentTries = 2
+	timerTries  = 4 // they take less time, and are of no use more often
+)
+
+// faults counts machines of no use.
+type faults struct{ silent, timer int }
+
+// again says if the next boot may do better than one that failed with err.
+func (f *faults) again(err error) bool {
+	switch {
+	case errors.Is(err, microvm.ErrTimer):
+		f.timer++
+		return f.timer < timerTries
+	case errors.Is(err, microvm.ErrSilent):
+		f.silent++
+		return f.silent < silentTries
+	}
+	return false
+}
 
 // limits are a machine's before Start. The processor is limited from there on:
 // booting is our work, not the function's, and would take long on a part of

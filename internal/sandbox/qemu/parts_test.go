@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/skep-dev/skep/internal/agent/guestbin"
+	"github.com/skep-dev/skep/internal/sandbox/microvm"
 )
 
 func TestArgs(t *testing.T) {
@@ -25,7 +27,7 @@ func TestArgs(t *testing.T) {
 		"-name guest=skep-0123456789abcdef", "-accel tcg,thread=multi,tb-size=64", "-cpu max", "size=192M", "-smp 2",
 		"-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"socket,id=qmp,fd=3", "fd=4,set=1", "read-only=on", "tap,id=net,fd=5", "mac=06:00:ac:10:00:02",
-		"-kernel /proc/self/fd/6", "-initrd /proc/self/fd/7", "tsc_early_khz=2000000", "skep.mtu=1500",
+		"-kernel /proc/self/fd/6", "-initrd /proc/self/fd/7", "tsc_early_khz=2000000", "skep.mtu=1500", "skep.timer=62500",
 	} {
 		if !strings.Contains(all, want) {
 			t.Errorf("no %q in %s", want, all)
@@ -36,13 +38,33 @@ func TestArgs(t *testing.T) {
 	}
 	m.accel, m.rootFD, m.tapFD = AccelKVM, 0, 0
 	all = strings.Join(m.args(), " ")
-	for _, not := range []string{"tcg", "tsc_early_khz", "blockdev", "netdev"} {
+	for _, not := range []string{"tcg", "tsc_early_khz", "skep.timer", "blockdev", "netdev"} {
 		if strings.Contains(all, not) {
 			t.Errorf("%q is in %s", not, all)
 		}
 	}
 	if !strings.Contains(all, "-accel kvm -cpu host") {
 		t.Errorf("no KVM in %s", all)
+	}
+}
+
+func TestFaults(t *testing.T) {
+	var f faults
+	for i, test := range []struct {
+		err  error
+		want bool
+	}{
+		{errors.New("no memory"), false},
+		{fmt.Errorf("boot: %w", microvm.ErrTimer), true},
+		{fmt.Errorf("boot: %w", microvm.ErrSilent), true},
+		{fmt.Errorf("boot: %w", microvm.ErrTimer), true},
+		{fmt.Errorf("boot: %w", microvm.ErrTimer), true},
+		{fmt.Errorf("boot: %w", microvm.ErrTimer), false},
+		{fmt.Errorf("boot: %w", microvm.ErrSilent), false},
+	} {
+		if got := f.again(test.err); got != test.want {
+			t.Errorf("%d, %v: %v", i, test.err, got)
+		}
 	}
 }
 
