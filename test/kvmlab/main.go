@@ -116,15 +116,15 @@ func (m *machine) run(ctx context.Context, o options, j lab.Job) error {
 	for try := 1; ; try++ {
 		began := time.Now()
 		r, err := m.boot(ctx, o, j)
-		took := fmt.Sprintf("%s (CPU time %s)", time.Since(began).Round(time.Second/10), r.cpu.Round(time.Second/10))
+		took := fmt.Sprintf("%s, CPU time %s", time.Since(began).Round(time.Second/10), r.cpu.Round(time.Second/10))
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err == nil && r.code == 0:
-			fmt.Printf("kvmlab: %s: passed in %s\n", j.Name, took)
+			fmt.Printf("kvmlab: %s: passed in %s: %s\n", j.Name, took, r.note)
 			return nil
 		case err == nil:
-			fmt.Printf("kvmlab: %s: failed in %s\n", j.Name, took)
+			fmt.Printf("kvmlab: %s: failed in %s: %s\n", j.Name, took, r.note)
 			return fmt.Errorf("exit %d", r.code)
 		case try >= o.tries:
 			return fmt.Errorf("try %d of %d: %w", try, o.tries, err)
