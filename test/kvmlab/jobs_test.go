@@ -10,8 +10,8 @@ func TestJobNames(t *testing.T) {
 	for list, want := range map[string][]string{
 		"":                    nil,
 		"qemu":                {"qemu"},
-		"cgroup2":             {"cgroup", "runc", "gvisor"},
-		"gvisor,qemu,cgroup2": {"gvisor", "qemu", "cgroup", "runc"},
+		"cgroup2":             {"gvisor", "runc", "cgroup"},
+		"gvisor,qemu,cgroup2": {"gvisor", "qemu", "runc", "cgroup"},
 	} {
 		if got, err := jobNames(list); err != nil || !slices.Equal(got, want) {
 			t.Errorf("jobNames(%q) = %q, %v; want %q", list, got, err, want)

@@ -46,7 +46,7 @@ func main() {
 	flag.StringVar(&o.exec, "exec", "", "instead of tests, run this command in the machine")
 	flag.StringVar(&o.with, "with", "", "programs and files of this machine to pack for -exec, separated by commas")
 	flag.StringVar(&o.run, "run", "", "regular expression of tests, as go test's; empty is each job's own choice, . is all")
-	flag.BoolVar(&o.short, "short", false, "of each job, the tests that CI runs, in up to two machines")
+	flag.BoolVar(&o.short, "short", false, "of each job, the tests that CI runs, in parts with a machine each")
 	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
 	flag.IntVar(&o.memory, "memory", 4096, "a machine's memory, MiB")
 	flag.IntVar(&o.atOnce, "parallel", min(runtime.NumCPU(), 2), "how many machines run at the same time, each with one job and one processor")
