@@ -32,4 +32,10 @@ func TestAlive(t *testing.T) {
 	if cpuTime(os.Getpid()) < 0 || cpuTime(-1) != 0 {
 		t.Error("cpuTime")
 	}
+	if sum, known := wantedTime(os.Getpid()); known && sum <= 0 {
+		t.Errorf("this process has run for %v", sum)
+	}
+	if _, known := wantedTime(-1); known {
+		t.Error("how long a process ran that is not there is known")
+	}
 }

@@ -43,6 +43,7 @@ func (m *machine) args(o options, j lab.Job, nonce string) []string {
 // result is what came of a machine.
 type result struct {
 	code int           // the job's exit code
+	note string        // what it says of its tests
 	cpu  time.Duration // what QEMU used: about the time it takes on a machine with nothing else to do
 }
 
@@ -89,10 +90,12 @@ func (m *machine) boot(ctx context.Context, o options, j lab.Job) (r result, err
 	}
 	hung := alive.end()
 	err = cmd.Wait()
-	r = result{w.code, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
+	r = result{w.code, w.note, cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
 	switch {
-	case w.ended:
+	case w.ended && w.exited:
 		return r, nil
+	case w.ended: // that line was torn, or there was no such job
+		err = errors.New("the machine did not say how its job ended")
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	case hung:
@@ -142,8 +145,10 @@ type watcher struct {
 	out     io.Writer
 	began   time.Time
 	kept    []string
-	ended   bool
+	exited  bool // the job
 	code    int
+	note    string
+	ended   bool // the machine
 }
 
 // keep bounds the lines of a job that are kept.
@@ -159,7 +164,7 @@ func (w *watcher) line(s string) {
 			w.kept = append(w.kept, s)
 		}
 	case mark.Kind == lab.MarkExit:
-		w.code = mark.Code
+		w.exited, w.code, w.note = true, mark.Code, mark.Note
 		if mark.Code != 0 {
 			w.flush()
 		}

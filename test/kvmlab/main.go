@@ -46,7 +46,7 @@ func main() {
 	flag.StringVar(&o.exec, "exec", "", "instead of tests, run this command in the machine")
 	flag.StringVar(&o.with, "with", "", "programs and files of this machine to pack for -exec, separated by commas")
 	flag.StringVar(&o.run, "run", "", "regular expression of tests, as go test's; empty is each job's own choice, . is all")
-	flag.BoolVar(&o.short, "short", false, "of each job's choice, the part that CI runs")
+	flag.BoolVar(&o.short, "short", false, "of each job, the tests that CI runs, in parts with a machine each")
 	flag.BoolVar(&o.verbose, "v", false, "show the output of tests that pass")
 	flag.IntVar(&o.memory, "memory", 4096, "a machine's memory, MiB")
 	flag.IntVar(&o.atOnce, "parallel", min(runtime.NumCPU(), 2), "how many machines run at the same time, each with one job and one processor")
@@ -102,6 +102,9 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	fmt.Println("kvmlab: passed:", strings.Join(passed, ", "))
+	if o.short && o.run == "" {
+		fmt.Println("kvmlab: of each only the part that is for CI (-short): the tests above")
+	}
 	for _, l := range m.leftOut {
 		fmt.Println("kvmlab:", l)
 	}
@@ -116,15 +119,15 @@ func (m *machine) run(ctx context.Context, o options, j lab.Job) error {
 	for try := 1; ; try++ {
 		began := time.Now()
 		r, err := m.boot(ctx, o, j)
-		took := fmt.Sprintf("%s (CPU time %s)", time.Since(began).Round(time.Second/10), r.cpu.Round(time.Second/10))
+		took := fmt.Sprintf("%s, CPU time %s", time.Since(began).Round(time.Second/10), r.cpu.Round(time.Second/10))
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err == nil && r.code == 0:
-			fmt.Printf("kvmlab: %s: passed in %s\n", j.Name, took)
+			fmt.Printf("kvmlab: %s: passed in %s: %s\n", j.Name, took, r.note)
 			return nil
 		case err == nil:
-			fmt.Printf("kvmlab: %s: failed in %s\n", j.Name, took)
+			fmt.Printf("kvmlab: %s: failed in %s: %s\n", j.Name, took, r.note)
 			return fmt.Errorf("exit %d", r.code)
 		case try >= o.tries:
 			return fmt.Errorf("try %d of %d: %w", try, o.tries, err)

@@ -73,7 +73,7 @@ func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, e
 	}
 	for _, name := range names {
 		d := packages[name]
-		j, err := m.addJob(ctx, o, repo, bin, name, d)
+		of, err := m.addJob(ctx, o, repo, bin, name, d)
 		if errors.Is(err, exec.ErrNotFound) && d.optional != "" {
 			m.leftOut = append(m.leftOut, fmt.Sprintf("%s is left out: %v: %s", name, err, d.optional))
 			continue
@@ -81,7 +81,7 @@ func prepare(ctx context.Context, o options, dir string) (*machine, []lab.Job, e
 		if err != nil {
 			return nil, nil, err
 		}
-		jobs = append(jobs, j)
+		jobs = append(jobs, of...)
 	}
 	if len(jobs) == 0 {
 		return nil, nil, errors.New("nothing to test")

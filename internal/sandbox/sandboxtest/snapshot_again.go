@@ -50,12 +50,14 @@ func (sn *snapshots) testAgain(t *testing.T) {
 		flat.check(t, &st)
 	}
 	for _, mode := range sn.driver.Capabilities().RestoreModes {
-		b := sn.clone(t, sandbox.Restore{Image: image, Mode: mode}, "again-"+strings.ReplaceAll(string(mode), "+", "-"))
-		b.create(t)
-		b.start(t)
-		sn.checkIdentity(t, b, t.Name()+" "+string(mode))
-		st := state
-		b.check(t, &st)
+		t.Run(string(mode), func(t *testing.T) {
+			b := sn.clone(t, sandbox.Restore{Image: image, Mode: mode}, "again-"+strings.ReplaceAll(string(mode), "+", "-"))
+			b.create(t)
+			b.start(t)
+			sn.checkIdentity(t, b, t.Name())
+			st := state
+			b.check(t, &st)
+		})
 	}
 }
 

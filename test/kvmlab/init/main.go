@@ -186,11 +186,11 @@ func jobs() error {
 		if j.Name != name {
 			continue
 		}
-		code, err := run(j)
+		code, note, err := run(j)
 		if err != nil {
 			fmt.Printf("kvmlab: job %s: %v\n", j.Name, err)
 		}
-		say(lab.Mark{Kind: lab.MarkExit, Job: j.Name, Code: code})
+		say(lab.Mark{Kind: lab.MarkExit, Job: j.Name, Code: code, Note: note})
 	}
 	say(lab.Mark{Kind: lab.MarkEnd})
 	return nil
@@ -199,25 +199,45 @@ func jobs() error {
 // kvmGroup owns /dev/kvm; any number does that is not root's.
 const kvmGroup = 36
 
-func run(j lab.Job) (int, error) {
+// outputDelay is for what a job has left behind and still writes.
+const outputDelay = 10 * time.Second
+
+// run runs a job to its end; the note says what its tests did.
+func run(j lab.Job) (code int, note string, err error) {
 	for _, m := range j.Modules {
 		if out, err := exec.Command("/sbin/modprobe", m).CombinedOutput(); err != nil { //nolint:noctx // the machine has a deadline
-			return 1, fmt.Errorf("modprobe %s: %w: %s", m, err, out)
+			return 1, "", fmt.Errorf("modprobe %s: %w: %s", m, err, out)
 		}
 	}
 	// As udev does.
 	if err := errors.Join(os.Chown("/dev/kvm", 0, kvmGroup), os.Chmod("/dev/kvm", 0o660)); err != nil {
-		return 1, err
+		return 1, "", err
 	}
 	dir := filepath.Join("/tmp", j.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return 1, err
+		return 1, "", err
 	}
 	cmd := exec.Command(j.Args[0], j.Args[1:]...) //nolint:noctx // the machine has a deadline
 	cmd.Dir, cmd.Env = dir, j.Env
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err := cmd.Run()
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
+	if !j.Tests {
+		code, err := ended(cmd.Run())
+		return code, fmt.Sprint("exit code ", code), err
+	}
+	// What it says is read here: on the console the kernel speaks, too.
+	results := lab.NewResults(os.Stdout)
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = results, results, outputDelay
+	if code, err = ended(cmd.Run()); code == 0 {
+		if err = results.Check(j.Want); err != nil {
+			code = 1
+		}
+	}
+	return code, results.String(), err
+}
+
+// ended is the exit code of a program that has been run.
+func ended(err error) (int, error) {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return max(exit.ExitCode(), 1), nil // killed by a signal is -1

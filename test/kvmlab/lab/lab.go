@@ -31,6 +31,10 @@ type Job struct {
 	Args    []string `json:"args"`
 	Env     []string `json:"env"`
 	Modules []string `json:"modules,omitempty"`
+	// Tests says that it is a test program, of which tests must pass, and Want
+	// which: that none fails is not enough, as they may have been skipped.
+	Tests bool     `json:"tests,omitempty"`
+	Want  []string `json:"want,omitempty"`
 }
 
 // Mark is one line of the machine's own.
@@ -38,6 +42,7 @@ type Mark struct {
 	Kind string // MarkUp, MarkExit or MarkEnd
 	Job  string // of MarkExit
 	Code int    // of MarkExit
+	Note string // of MarkExit: what it says of its tests
 }
 
 // Kinds of marks.
@@ -50,7 +55,7 @@ const (
 
 // Line is the mark as it goes over the console.
 func (m Mark) Line(nonce string) string {
-	return fmt.Sprintf("kvmlab-%s %s %s %d", nonce, m.Kind, strconv.Quote(m.Job), m.Code)
+	return fmt.Sprintf("kvmlab-%s %s %s %d %s", nonce, m.Kind, strconv.Quote(m.Job), m.Code, strconv.Quote(m.Note))
 }
 
 // ParseMark reads a line of the console. Others than marks give ok false.
@@ -60,6 +65,6 @@ func ParseMark(line, nonce string) (m Mark, ok bool) {
 	if !found {
 		return m, false
 	}
-	_, err := fmt.Sscanf(strings.TrimSpace(rest), "%s %q %d", &m.Kind, &m.Job, &m.Code)
+	_, err := fmt.Sscanf(strings.TrimSpace(rest), "%s %q %d %q", &m.Kind, &m.Job, &m.Code, &m.Note)
 	return m, err == nil
 }
