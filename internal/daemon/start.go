@@ -124,6 +124,9 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 	if err != nil {
 		return nil, err
 	}
+	// The node first, also if what follows fails.
+	d.onStop("network", networks.close)
+	d.onStop("node", l.node.Close)
 	l.driver, err = chooseDriver(ctx, cfg, drivers, missing, l.node.Probe)
 	if err != nil {
 		return nil, err
@@ -136,8 +139,6 @@ func (d *Daemon) startNode(ctx context.Context, id string, j *journal.Journal) (
 		return nil, err
 	}
 	networks.Manager = manager
-	d.onStop("network", manager.Close)
-	d.onStop("node", l.node.Close)
 	return l, nil
 }
 
@@ -154,6 +155,13 @@ func (l launcher) Launch(ctx context.Context, spec node.Launch) (fleet.Instance,
 
 // lateNetworks lets the node be opened before the network is.
 type lateNetworks struct{ *network.Manager }
+
+func (n *lateNetworks) close(ctx context.Context) error {
+	if n.Manager == nil {
+		return nil
+	}
+	return n.Manager.Close(ctx)
+}
 
 func (d *Daemon) startControl(ctx context.Context, server *api.Server, l *lower, at *listeners) error {
 	cfg, log := d.cfg, d.cfg.Log

@@ -149,7 +149,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 		if m.claim != nil {
 			err = errors.Join(err, m.claim.Close())
 		}
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(err, os.Remove(lock.Name()), lock.Close())
 	}
 	return m, nil
 }

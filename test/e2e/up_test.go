@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/skep-dev/skep/internal/node/journal"
 	"github.com/skep-dev/skep/test/skeptest"
 )
 
@@ -91,6 +92,8 @@ func TestUpRefuses(t *testing.T) {
 		{name: "no runc", args: []string{"--sandbox", "runc"}, code: 1, words: []string{"runc", "apt-get install runc"}, change: func(c *exec.Cmd) {
 			c.Env = append(os.Environ(), "PATH="+t.TempDir())
 		}},
+		// The node has made its cgroup by then.
+		{name: "uplinks in use", args: []string{"--uplinks", "127.0.0.0/8"}, code: 1, words: []string{"127.0.0.0/8", "overlaps"}},
 		{name: "second on the same data", args: []string{"--data", sharedBy.Dir}, code: 1, words: []string{sharedBy.Dir, fmt.Sprint(sharedBy.PID())}},
 		{name: "data folder is a file", args: []string{"--data", config}, code: 1, words: []string{"--data", config}},
 		{name: "path too long", args: []string{"--data", "/tmp/" + strings.Repeat("x", 100)}, code: 2, words: []string{"--data", "too long"}},
@@ -104,12 +107,31 @@ func TestUpRefuses(t *testing.T) {
 			defer os.RemoveAll(dir)
 			args := []string{"--data", dir, "--listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0", "--registry-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"}
 			wantFailure(t, upFails(t, c.change, append(args, c.args...)...), c.code, c.words, c.args)
-			left, err := skeptest.Leftovers(dir, "none")
+			left, err := skeptest.Leftovers(dir, nodeID(t, dir))
 			if err != nil || len(left) > 0 {
 				t.Errorf("left %q, error %v", left, err)
 			}
 		})
 	}
+}
+
+// nodeID is what a Skep that did not start chose, if it came so far.
+func nodeID(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "node.db")
+	if _, err := os.Stat(path); err != nil {
+		return "none"
+	}
+	j, err := journal.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	id, err := j.Identity(t.Context(), func() string { return "none" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 // TestConfiguration: flags go before the environment, which goes before the file.
