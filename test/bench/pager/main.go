@@ -18,7 +18,7 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	rounds := flag.Int("rounds", 10, "measurements of each kind")
+	rounds := flag.Int("rounds", 40, "measurements of each kind")
 	mib := flag.Int("mib", 64, "size of the working set in MiB, a power of two")
 	source := flag.String("c", "test/bench/pager/c/pagerbench.c", "the C program's source")
 	flag.Parse()
