@@ -34,10 +34,10 @@ func (s *instance) watch(l *launcher) {
 		e.Code, e.Signal = 128+int(unix.SIGKILL), int(unix.SIGKILL)
 		e.Reason = "the sandbox was killed from outside"
 	}
-	if s.stalled.Load() {
-		e.OOMKilled, e.Reason = true, sandbox.ReasonStalled
-	} else if e.Code == 128+int(unix.SIGKILL) {
-		if n, err := s.group.OOMKills(); err == nil && n > 0 {
+	if e.Code == 128+int(unix.SIGKILL) {
+		if s.stalled.Load() {
+			e.OOMKilled, e.Reason = true, sandbox.ReasonStalled
+		} else if n, err := s.group.OOMKills(); err == nil && n > 0 {
 			e.OOMKilled, e.Reason = true, "out of memory: the function and gVisor used more than the sandbox's limit"
 		}
 	}

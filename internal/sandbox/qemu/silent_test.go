@@ -101,7 +101,7 @@ func (l *lab) nft(spec *sandbox.Spec, change func(*nftables.Conn)) {
 // machineOf is the process that runs a sandbox's machine, once there is one.
 func (l *lab) machineOf(ctx context.Context, id string) int {
 	l.t.Helper()
-	for ; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+	for ; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) { // nobody tells when it is there
 		files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		if err != nil {
 			l.t.Fatal(err)

@@ -169,7 +169,7 @@ func (s *container) ended(status int, err error) {
 	kills, kerr := s.group.OOMKills()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stalled {
+	if s.stalled && e.Signal == int(syscall.SIGKILL) {
 		e.OOMKilled, e.Reason = true, sandbox.ReasonStalled
 	} else if kerr == nil && kills > 0 && e.Code != 0 && !s.destroyed {
 		e.OOMKilled = true
